@@ -1,0 +1,35 @@
+"""kvlib: distil BERT into a DistilBERT with a discrete key-value bottleneck on GLUE."""
+
+from kvlib.bottleneck import DiscreteKeyValueBottleneck, nearest_keys
+from kvlib.data import TASKS, CustomDataset, hold_out, load_glue
+from kvlib.evaluation import evaluate
+from kvlib.loss import distillation_loss
+from kvlib.metrics import compute_metrics
+from kvlib.profiles import PROFILES, get_profile
+from kvlib.recipe import Experiment, distil
+from kvlib.student import DistilBERTwithBottleNeck
+from kvlib.teacher import BERTbase, fine_tune, load_tokenizer, predict_logits
+from kvlib.training import DistillationTrainer, KeyIndexDataset
+
+__all__ = [
+    "PROFILES",
+    "TASKS",
+    "BERTbase",
+    "CustomDataset",
+    "DiscreteKeyValueBottleneck",
+    "DistilBERTwithBottleNeck",
+    "DistillationTrainer",
+    "Experiment",
+    "KeyIndexDataset",
+    "compute_metrics",
+    "distil",
+    "distillation_loss",
+    "evaluate",
+    "fine_tune",
+    "get_profile",
+    "hold_out",
+    "load_glue",
+    "load_tokenizer",
+    "nearest_keys",
+    "predict_logits",
+]

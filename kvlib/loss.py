@@ -1,0 +1,87 @@
+"""The loss of distillation: softened KL divergence, mixed with the loss on the labels."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def distillation_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor | None,
+    labels: Tensor | None = None,
+    temperature: float = 2.0,
+    alpha: float = 1.0,
+) -> Tensor:
+    r"""Mix the loss against the teacher with the loss against the labels.
+
+    .. math:: L = \alpha T^2 \, \mathrm{KL}(p^{T}_{teacher} \Vert p^{T}_{student})
+              + (1 - \alpha) \, \mathrm{CE}(p_{student}, y),
+              \quad p^{T} = \mathrm{softmax}(z / T)
+
+    Both terms are means over the batch. With one logit (regression, STS-B) the first term is the squared
+    error to the teacher's score, the second the squared error to the label; the temperature has no part.
+
+    Parameters
+    ----------
+    student_logits : torch.Tensor
+        Shape ``(B, num_labels)``, floating point.
+    teacher_logits : torch.Tensor or None
+        Same shape, taken without gradient. None only if `alpha` is 0.
+    labels : torch.Tensor, optional
+        Shape ``(B,)``: class numbers (int64), or scores for regression. None only if `alpha` is 1.
+    temperature : float
+        T > 0; larger values soften both distributions.
+    alpha : float
+        Weight of the *teacher's* (soft) loss, from 0 to 1. Some libraries mean the opposite.
+
+    Returns
+    -------
+    torch.Tensor
+        A scalar.
+
+    Raises
+    ------
+    ValueError
+        For a temperature that is not positive, an alpha outside 0 to 1, shapes that disagree, or a term whose
+        input is missing.
+
+    References
+    ----------
+    Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2 (the factor T²).
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}, expected a positive number")
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is {alpha}, expected the weight of the teacher's loss, from 0 to 1")
+    if alpha > 0 and teacher_logits is None:
+        raise ValueError(f"alpha is {alpha} but there are no teacher_logits; attach them or use alpha=0")
+    if alpha < 1 and labels is None:
+        raise ValueError(f"alpha is {alpha} but there are no labels; pass them or use alpha=1")
+    if teacher_logits is not None and teacher_logits.shape != student_logits.shape:
+        # a (B,) against a (B, 1) would broadcast to (B, B) without a word
+        raise ValueError(
+            f"teacher_logits {tuple(teacher_logits.shape)} and student_logits {tuple(student_logits.shape)} "
+            "must have the same shape"
+        )
+    loss = student_logits.new_zeros(())
+    if alpha > 0:
+        loss = loss + alpha * _soft_loss(student_logits, teacher_logits.detach(), temperature)
+    if alpha < 1:
+        loss = loss + (1 - alpha) * _label_loss(student_logits, labels)
+    return loss
+
+
+def _soft_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    if student_logits.shape[-1] == 1:
+        return F.mse_loss(student_logits, teacher_logits)
+    student = F.log_softmax(student_logits / temperature, dim=-1)
+    teacher = F.log_softmax(teacher_logits / temperature, dim=-1)
+    # the gradient of the softened KL shrinks with 1/T²; the factor keeps its weight against the label loss
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+def _label_loss(student_logits: Tensor, labels: Tensor) -> Tensor:
+    if labels.shape != student_logits.shape[:1]:
+        raise ValueError(f"labels has shape {tuple(labels.shape)}, expected ({len(student_logits)},)")
+    if student_logits.shape[-1] == 1:
+        return F.mse_loss(student_logits.squeeze(-1), labels.to(student_logits.dtype))
+    return F.cross_entropy(student_logits, labels)

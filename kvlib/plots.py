@@ -1,0 +1,270 @@
+"""The course's plots: one look, each function one kind of picture; titles state the finding."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.spatial import Voronoi, voronoi_plot_2d
+
+# Okabe & Ito's colours, told apart by readers with any colour vision; markers and dashes say the same
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = "osD^vPX"
+_STYLE = {
+    "figure.figsize": (6.4, 3.6),
+    "figure.dpi": 100,
+    "figure.constrained_layout.use": True,
+    "axes.prop_cycle": plt.cycler(color=COLORS),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 10,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5,
+}
+
+
+def _axes(title: str, xlabel: str, ylabel: str, ax: Axes | None, height: float = 3.6) -> Axes:
+    with plt.rc_context(_STYLE):
+        if ax is None:
+            _, ax = plt.subplots(figsize=(6.4, height))
+        ax.set_prop_cycle(plt.cycler(color=COLORS))
+        ax.set_title(title, loc="left", fontsize=11)
+        ax.set_xlabel(xlabel)
+        ax.set_ylabel(ylabel)
+        ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def _references(ax: Axes, references: Mapping[str, float] | None, horizontal: bool) -> None:
+    for number, (name, value) in enumerate((references or {}).items()):
+        draw = ax.axhline if horizontal else ax.axvline
+        draw(value, color="0.45", linestyle=("--", ":", "-.")[number % 3], linewidth=1.2, label=name)
+
+
+def plot_lines(
+    frame: pd.DataFrame,
+    x: str,
+    columns: Sequence[str],
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    references: Mapping[str, float] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw columns of a frame as lines over column `x`.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        The numbers; column names are the legend.
+    x : str
+        Column on the horizontal axis.
+    columns : sequence of str
+        Columns to draw, at most seven.
+    title, xlabel, ylabel : str
+        The finding, and the axes with their units.
+    references : mapping of str to float, optional
+        Dashed horizontal lines, for example chance.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; a new figure by default.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+    """
+    ax = _axes(title, xlabel, ylabel, ax)
+    for number, column in enumerate(columns):
+        marker = _MARKERS[number] if len(frame) <= 25 else None
+        style = ("-", "--", "-.", ":")[number % 4]
+        ax.plot(frame[x], frame[column], marker=marker, linestyle=style, label=column)
+    _references(ax, references, horizontal=True)
+    if len(columns) > 1 or references:
+        ax.legend(frameon=False, fontsize=9)
+    return ax
+
+
+def plot_bars(
+    values: Mapping[str, float],
+    title: str,
+    xlabel: str,
+    intervals: Mapping[str, tuple[float, float]] | None = None,
+    references: Mapping[str, float] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw named numbers as horizontal bars, first on top, each with its number.
+
+    Parameters
+    ----------
+    values : mapping of str to float
+        Name to number.
+    title, xlabel : str
+        The finding, and what the bars measure.
+    intervals : mapping of str to tuple of float, optional
+        Name to lower and upper end, drawn as whiskers.
+    references : mapping of str to float, optional
+        Dashed vertical lines.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; a new figure by default.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+    """
+    ax = _axes(title, xlabel, "", ax, height=1.2 + 0.34 * len(values))
+    names, numbers = list(values), np.array(list(values.values()), dtype=float)
+    places = np.arange(len(names))[::-1]
+    ax.barh(places, numbers, height=0.62, color=[COLORS[0] if n >= 0 else COLORS[1] for n in numbers])
+    ends = numbers.copy()
+    if intervals:
+        low, high = np.array([intervals[name] for name in names]).T
+        ax.hlines(places, low, high, color="black", linewidth=1.5)
+        ends = np.maximum(ends, high)
+    for place, number, end in zip(places, numbers, ends, strict=True):
+        ax.annotate(
+            f"{number:.3g}" if abs(number) >= 1 else f"{number:.3f}",
+            (max(end, 0), place),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+        )
+    ax.set_yticks(places, names)
+    _references(ax, references, horizontal=False)
+    if references:
+        ax.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.08), ncols=3)
+    ax.margins(x=0.14)
+    return ax
+
+
+def plot_histogram(
+    groups: Mapping[str, np.ndarray],
+    title: str,
+    xlabel: str,
+    ylabel: str = "examples",
+    bins: int | Sequence[float] = 30,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw the distribution of each group of numbers as an outlined histogram over shared bins."""
+    ax = _axes(title, xlabel, ylabel, ax)
+    edges = np.histogram_bin_edges(np.concatenate(list(groups.values())), bins)
+    for number, (name, numbers) in enumerate(groups.items()):
+        counts, _ = np.histogram(numbers, edges)
+        style = ("-", "--", "-.", ":")[number % 4]
+        ax.stairs(counts, edges, label=name, linestyle=style, linewidth=1.8, color=COLORS[number % 7])
+    if len(groups) > 1:
+        ax.legend(frameon=False, fontsize=9)
+    return ax
+
+
+def plot_heatmap(
+    matrix: np.ndarray | pd.DataFrame,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    colorbar: str,
+    diverging: bool = False,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw a matrix as colours; a data frame's index and columns become tick labels.
+
+    Parameters
+    ----------
+    matrix : numpy.ndarray or pandas.DataFrame
+        Shape ``(rows, columns)``; the first row on top.
+    title, xlabel, ylabel, colorbar : str
+        The finding, the axes, and what a colour measures with its unit.
+    diverging : bool
+        Centre the colours on zero.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; a new figure by default.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+    """
+    values = np.asarray(matrix, dtype=float)
+    named = isinstance(matrix, pd.DataFrame)
+    ax = _axes(title, xlabel, ylabel, ax, height=min(7.0, 1.8 + 0.24 * len(values)) if named else 3.6)
+    limit = np.abs(values).max() or 1.0
+    limits = {"vmin": -limit, "vmax": limit, "cmap": "PuOr"} if diverging else {"cmap": "viridis"}
+    image = ax.imshow(values, aspect="auto", interpolation="nearest", **limits)
+    ax.figure.colorbar(image, ax=ax, label=colorbar)
+    if named:
+        ax.set_xticks(range(values.shape[1]), matrix.columns, rotation=90, fontsize=8)
+        ax.set_yticks(range(values.shape[0]), matrix.index, fontsize=8)
+    return ax
+
+
+def plot_cells(points: np.ndarray, keys: np.ndarray, title: str, ax: Axes | None = None) -> Axes:
+    """Draw two-dimensional vectors, keys, and the cells in which each key is the nearest.
+
+    Parameters
+    ----------
+    points : numpy.ndarray
+        Vectors, ``(N, 2)``.
+    keys : numpy.ndarray
+        ``(K, 2)``.
+    title : str
+        The finding.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; a new figure by default.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+    """
+    ax = _axes(title, "first dimension", "second dimension", ax, height=4.4)
+    span = np.concatenate([points, keys])
+    low, high = span.min(0), span.max(0)
+    margin = 0.08 * (high - low)
+    # four far keys close the outer cells, which would otherwise not be drawn
+    far = (low + high) / 2 + 50 * (high - low).max() * np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]])
+    voronoi_plot_2d(
+        Voronoi(np.concatenate([keys, far])),
+        ax=ax,
+        show_points=False,
+        show_vertices=False,
+        line_colors="0.55",
+        line_width=1.0,
+    )
+    ax.scatter(*points.T, s=8, alpha=0.45, color=COLORS[0], linewidths=0, label="vectors")
+    ax.scatter(*keys.T, s=60, marker="X", color=COLORS[1], edgecolors="black", linewidths=0.6, label="keys")
+    ax.set_xlim(low[0] - margin[0], high[0] + margin[0])
+    ax.set_ylim(low[1] - margin[1], high[1] + margin[1])
+    ax.legend(fontsize=9, loc="upper right", framealpha=0.8)
+    return ax
+
+
+def plot_usage(usage: pd.DataFrame, codebook_size: int, title: str) -> Figure:
+    """Draw perplexity and dead keys of every codebook, side by side, on scales from 0 to K.
+
+    Parameters
+    ----------
+    usage : pandas.DataFrame
+        As `DiscreteKeyValueBottleneck.usage` gives it.
+    codebook_size : int
+        K, the ceiling of both.
+    title : str
+        The finding.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(6.4, 3.0), layout="constrained")
+    for ax, column, name in zip(
+        axes, ("perplexity", "dead_keys"), ("perplexity (keys)", "dead keys"), strict=True
+    ):
+        _axes("", "codebook", name, ax)
+        ax.bar(usage["codebook"], usage[column], color=COLORS[0], width=0.8)
+        _references(ax, {f"all {codebook_size} keys": codebook_size}, horizontal=True)
+        ax.set_ylim(0, codebook_size * 1.15)
+    axes[0].legend(frameon=False, fontsize=9, loc="upper right")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    return figure

@@ -1,0 +1,318 @@
+"""Stage 1: fine-tune BERT on a task, then keep its logits."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from huggingface_hub.utils import are_progress_bars_disabled
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import (
+    AutoTokenizer,
+    BertForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from kvlib.data import CustomDataset, Task, get_task
+from kvlib.metrics import compute_metrics
+from kvlib.profiles import minilm_path
+
+MODEL_INPUTS = ("input_ids", "token_type_ids", "attention_mask")
+
+
+def resolve_checkpoint(name: str) -> str:
+    """Turn ``"minilm"`` into the folder of the pip-installed weights; leave other names as they are."""
+    return str(minilm_path()) if name == "minilm" else name
+
+
+def load_tokenizer(checkpoint: str = "minilm") -> PreTrainedTokenizerBase:
+    """Load the tokenizer that teacher and student share."""
+    return AutoTokenizer.from_pretrained(resolve_checkpoint(checkpoint))
+
+
+def label_config(task: Task) -> dict[str, Any]:
+    """Return what a model's config says about the labels of `task`."""
+    names = task.label_names or ("score",)
+    return {
+        "num_labels": task.num_labels,
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: number for number, name in enumerate(names)},
+        "problem_type": "regression" if task.is_regression else "single_label_classification",
+    }
+
+
+class BERTbase(BertForSequenceClassification):
+    """The teacher: BERT with a classification head on its pooled [CLS] token.
+
+    Any BERT checkpoint will do. Weights, config and forward are those of
+    `transformers.BertForSequenceClassification`, so saved teachers load there too.
+    """
+
+    @classmethod
+    def for_task(cls, task: str, checkpoint: str = "minilm", seed: int = 0) -> "BERTbase":
+        """Load a pretrained BERT with a head for `task`.
+
+        Parameters
+        ----------
+        task : str
+            One of the eight GLUE names.
+        checkpoint : str
+            Folder or hub name of a BERT checkpoint; ``"minilm"`` for the pip-installed one.
+        seed : int
+            Seed of the new head's weights (and of PyTorch's generator from here on).
+
+        Raises
+        ------
+        ValueError
+            If the checkpoint already has a head whose label names differ from the task's or stand in another
+            order: its class numbers would mean something else.
+        """
+        spec = get_task(task)
+        path = resolve_checkpoint(checkpoint)
+        config = cls.config_class.from_pretrained(path)
+        named = tuple(config.id2label[i].lower() for i in range(config.num_labels))
+        if "BertForSequenceClassification" in (config.architectures or ()) and not spec.is_regression:
+            generic = all(name.startswith("label_") for name in named)
+            if not generic and named != spec.label_names:
+                raise ValueError(
+                    f"{checkpoint} numbers its labels {', '.join(named)}, but {task} numbers them "
+                    f"{', '.join(spec.label_names)}: start from a checkpoint without a head"
+                )
+        set_seed(seed)
+        # dtype: transformers would otherwise keep the checkpoint's, and half precision does not train here
+        return cls.from_pretrained(path, dtype=torch.float32, **label_config(spec))
+
+
+def fine_tune(
+    model: PreTrainedModel,
+    train: torch.utils.data.Dataset,
+    held_out: torch.utils.data.Dataset,
+    output_dir: str | Path,
+    *,
+    epochs: int,
+    learning_rate: float,
+    batch_size: int = 32,
+    weight_decay: float = 0.01,
+    seed: int = 0,
+    resume: bool = False,
+    trainer: Callable[..., Trainer] = Trainer,
+    **arguments: Any,
+) -> pd.DataFrame:
+    """Train `model` with AdamW and keep its best epoch.
+
+    Linear warm-up over the first tenth of the steps, then linear decay to zero; gradients clipped to norm 1.
+    The best epoch is chosen by the task's first metric on rows *held out of training*.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        Trained in place; ends with the weights of its best epoch, in evaluation mode.
+    train, held_out : Dataset
+        As `CustomDataset`: with ``task`` and ``collate``.
+    output_dir : str or pathlib.Path
+        Folder for the checkpoints, one kept at a time beside the best.
+    epochs : int
+        Passes over `train`.
+    learning_rate : float
+        Peak learning rate.
+    batch_size : int
+        Examples a step.
+    weight_decay : float
+        AdamW's; biases and layer norms are exempt.
+    seed : int
+        Of shuffling and dropout.
+    resume : bool
+        Go on from the last checkpoint in `output_dir`, if there is one. It must come from the same call.
+    trainer : callable
+        `transformers.Trainer` or `DistillationTrainer`, perhaps with options bound by `functools.partial`.
+    **arguments
+        Further `transformers.TrainingArguments`, for example ``bf16=True``.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row an epoch: ``epoch``, ``train_loss`` (mean over the epoch), ``held_out_loss`` and the metrics on
+        the held-out rows.
+
+    Raises
+    ------
+    FileExistsError
+        If `output_dir` holds checkpoints and `resume` is False: they may belong to another run.
+    """
+    task: Task = train.task
+    has_checkpoint = any(Path(output_dir).glob("checkpoint-*"))
+    if has_checkpoint and not resume:
+        raise FileExistsError(
+            f"{output_dir} holds checkpoints: pass resume=True to go on from them, or choose another folder"
+        )
+    quiet = are_progress_bars_disabled()
+    settings = {
+        "num_train_epochs": epochs,
+        "learning_rate": learning_rate,
+        "per_device_train_batch_size": batch_size,
+        "per_device_eval_batch_size": 2 * batch_size,
+        "weight_decay": weight_decay,
+        "warmup_steps": 0.1,
+        "lr_scheduler_type": "linear",
+        "max_grad_norm": 1.0,
+        # one fused kernel: on CPUs the plain loop over 100 tensors took a tenth of a step
+        "optim": "adamw_torch_fused",
+        # like lengths together: less padding to compute
+        "train_sampling_strategy": "group_by_length",
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "logging_strategy": "epoch",
+        "save_total_limit": 1,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": task.metrics[0],
+        "greater_is_better": True,
+        "seed": seed,
+        "report_to": "none",
+        "disable_tqdm": quiet,
+        # the default drops columns that forward does not name: teacher_logits, a student's token_type_ids
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+    run = trainer(
+        model=model,
+        args=TrainingArguments(str(output_dir), **(settings | arguments)),
+        train_dataset=train,
+        eval_dataset=held_out,
+        data_collator=train.collate,
+        compute_metrics=lambda output: compute_metrics(task.name, output.predictions, output.label_ids),
+    )
+    # prints every log as a dict when bars are off
+    run.remove_callback(PrinterCallback)
+    run.train(resume_from_checkpoint=has_checkpoint)
+    model.eval()
+    return _epochs(run.state.log_history)
+
+
+def _epochs(log_history: list[dict[str, float]]) -> pd.DataFrame:
+    losses = {row["epoch"]: row["loss"] for row in log_history if "loss" in row}
+    rows = []
+    for row in log_history:
+        if "eval_loss" in row:
+            metrics = {
+                name.removeprefix("eval_"): value
+                for name, value in row.items()
+                if name.startswith("eval_") and not name.endswith(("_loss", "_runtime", "_second"))
+            }
+            rows.append(
+                {
+                    "epoch": row["epoch"],
+                    "train_loss": losses[row["epoch"]],
+                    "held_out_loss": row["eval_loss"],
+                    **metrics,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+@torch.inference_mode()
+def predict_logits(model: PreTrainedModel, dataset: CustomDataset, batch_size: int = 64) -> Tensor:
+    """Run `model` over `dataset` in evaluation mode, without a graph.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        Teacher or student; its training mode is put back afterwards.
+    dataset : CustomDataset
+        Its row order is kept, whatever the batches.
+    batch_size : int
+        Rows a batch; rows of like length go together to save padding.
+
+    Returns
+    -------
+    torch.Tensor
+        Logits, shape ``(len(dataset), num_labels)``, float32, on the CPU.
+    """
+    was_training = model.training
+    model.eval()
+    logits = torch.empty(len(dataset), model.config.num_labels)
+    for rows in np.array_split(np.argsort(dataset.lengths, kind="stable"), -(-len(dataset) // batch_size)):
+        batch = dataset.collate([dataset[int(row)] for row in rows])
+        inputs = {name: batch[name].to(model.device) for name in MODEL_INPUTS if name in batch}
+        logits[torch.from_numpy(rows)] = model(**inputs).logits.float().cpu()
+    model.train(was_training)
+    return logits
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 of a model's weights and buffers, by name: changes whenever the model does."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of a fast tokenizer's vocabulary and rules."""
+    # truncation and padding are left over from the last call, not a property of the tokenizer
+    fresh = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
+    fresh.no_truncation()
+    fresh.no_padding()
+    return hashlib.sha256(fresh.to_str().encode()).hexdigest()
+
+
+def cached_logits(teacher: PreTrainedModel, dataset: CustomDataset, path: str | Path) -> Tensor:
+    """Return the teacher's logits on `dataset`, computing them only if `path` does not exist.
+
+    The file (safetensors) holds the logits beside the examples' ``idx``, and the fingerprints of the teacher,
+    the tokenizer and the tokenised rows. It is written aside and renamed, so it is whole or not there.
+
+    Parameters
+    ----------
+    teacher : transformers.PreTrainedModel
+        A fine-tuned teacher.
+    dataset : CustomDataset
+        The rows to run it on.
+    path : str or pathlib.Path
+        The cache file.
+
+    Returns
+    -------
+    torch.Tensor
+        Shape ``(len(dataset), num_labels)``, float32, in the order of `dataset`.
+
+    Raises
+    ------
+    ValueError
+        If the file was made from another teacher, tokenizer, or other rows; the message says which.
+    """
+    path = Path(path)
+    made_from = {
+        "teacher": fingerprint(teacher),
+        "tokenizer": tokenizer_fingerprint(dataset.tokenizer),
+        "examples": dataset.fingerprint,
+    }
+    if path.exists():
+        with safe_open(path, framework="pt") as stored:
+            differing = [name for name, value in made_from.items() if (stored.metadata() or {}).get(name) != value]
+            logits, idx = stored.get_tensor("logits"), stored.get_tensor("idx")
+        if not differing and idx.tolist() != dataset.idx:
+            differing = ["idx"]
+        if differing:
+            raise ValueError(
+                f"{path} was made from another {' and '.join(differing)}: delete it, or choose another path"
+            )
+        return logits
+    logits = predict_logits(teacher, dataset)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    save_file({"logits": logits, "idx": torch.tensor(dataset.idx)}, aside, metadata=made_from)
+    aside.replace(path)
+    return logits

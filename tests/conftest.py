@@ -1,0 +1,3 @@
+import notebook_settings
+
+notebook_settings.apply()

@@ -1,0 +1,19 @@
+"""The settings under which notebooks are tested and refreshed: the same for both, or outputs would differ."""
+
+import os
+
+ENVIRONMENT = {
+    "KVLIB_PROFILE": "quick",
+    "CUDA_VISIBLE_DEVICES": "",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONHASHSEED": "0",
+}
+
+
+def apply() -> None:
+    """Set the environment of this process and of the kernels it starts."""
+    os.environ.update(ENVIRONMENT)
