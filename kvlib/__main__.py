@@ -2,33 +2,19 @@
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from transformers.utils import logging
 
 from kvlib.data import get_task, load_glue
 from kvlib.profiles import get_profile
-from kvlib.recipe import RUNS, WeakTeacherError, distil
+from kvlib.recipe import WeakTeacherError, distil
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"kvlib: {message} (see python -m kvlib distil --help)\n")
-
-
-def _checked(look_up: Callable[[str], Any]) -> Callable[[str], str]:
-    """Make an argparse type of a function that raises ValueError for a name it does not know."""
-
-    def check(name: str) -> str:
-        try:
-            look_up(name)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-        return name
-
-    return check
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -38,46 +24,33 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         "distil",
         help="run the whole recipe on one GLUE task",
         description="Fine-tune a teacher, distil it, put in the bottleneck, and print every score on the "
-        "validation split beside its baselines. Finished stages are kept under data/runs and reused.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        "validation split beside its baselines. Finished stages are kept and reused.",
     )
-    command.add_argument(
-        "--task",
-        required=True,
-        type=_checked(get_task),
-        default=argparse.SUPPRESS,
-        help="mnli, rte, cola, mrpc, qnli, sst2, stsb or qqp",
-    )
-    command.add_argument(
+    option = command.add_argument
+    option("--task", required=True, help="mnli, rte, cola, mrpc, qnli, sst2, stsb or qqp")
+    option(
         "--source",
-        default=None,
         metavar="DIR",
-        help="'mini' (ships with the course), 'hub', or a folder with <task>/<split>.tsv, .csv, .jsonl or "
-        ".parquet; by default the profile's",
+        help="'mini' (ships with the course), 'hub', or a folder with DIR/TASK/SPLIT.tsv, .csv, .jsonl or "
+        ".parquet (default: the profile's, mini for quick and hub for base)",
     )
-    command.add_argument(
+    option(
         "--profile",
-        default=None,
-        type=_checked(get_profile),
         metavar="{quick,base}",
-        help="models and sizes; by default the environment variable KVLIB_PROFILE, else quick",
+        help="models and sizes (default: the environment variable KVLIB_PROFILE, else quick)",
     )
-    command.add_argument("--seed", type=int, default=0, metavar="N", help="seed of everything random")
-    command.add_argument(
-        "--output",
-        default=None,
-        metavar="DIR",
-        help="folder for metrics.json and the student (none: print only)",
-    )
-    command.add_argument("--runs", default=str(RUNS), metavar="DIR", help="folder of finished stages")
+    option("--seed", type=int, default=0, metavar="N", help="seed of everything random (default: 0)")
+    option("--output", metavar="DIR", help="folder for metrics.json and the student (default: print only)")
+    option("--runs", metavar="DIR", help="folder of finished stages (default: data/runs of the project)")
     arguments = parser.parse_args(argv)
     if arguments.output and Path(arguments.output).is_file():
-        parser.error(f"argument --output: {arguments.output} is a file, expected a folder")
+        parser.error(f"--output {arguments.output} is a file, expected a folder")
     try:
-        # bad data is an argument error and must not cost a training run
+        get_task(arguments.task)
+        # bad data must not cost a training run first
         load_glue(arguments.task, arguments.source or get_profile(arguments.profile).source)
     except (ValueError, OSError) as error:
-        parser.error(f"argument --source: {error}")
+        parser.error(" ".join(str(error).split()))
     return arguments
 
 
@@ -98,12 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.set_verbosity_error()
     try:
         result = distil(
-            arguments.task,
-            arguments.source,
-            arguments.profile,
-            arguments.seed,
-            arguments.output,
-            arguments.runs,
+            arguments.task, arguments.source, arguments.profile, arguments.seed, arguments.output, arguments.runs
         )
     except WeakTeacherError as error:
         print(f"kvlib: {error}", file=sys.stderr)

@@ -34,12 +34,17 @@ def nearest_keys(vectors: Tensor, keys: Tensor) -> Tensor:
     torch.Tensor
         Key indices, shape ``(N, C)``, int64.
     """
-    # |x - k|² = |x|² - 2x·k + |k|²: the first term is the same for all keys, so it is left out
-    half_norms = keys.square().sum(-1).unsqueeze(1) / 2  # (C, 1, K)
+    # centred first: far from the origin the squares are large and their small differences are lost
+    centre = keys.mean(1, keepdim=True)  # (C, 1, d)
+    keys, vectors = keys - centre, vectors - centre.squeeze(1)
+    # |x - k|²/2 = |x|²/2 - x·k + |k|²/2: the first term is the same for all keys and left out, the others
+    # are one matrix product of [x, 1] and [-k, |k|²/2]
+    queries = F.pad(vectors, (0, 1), value=1.0)  # (N, C, d + 1)
+    keys = torch.cat([-keys, keys.square().sum(-1, keepdim=True) / 2], dim=-1)  # (C, K, d + 1)
     chunk = max(1, _SEARCH_BUDGET // (keys.shape[0] * keys.shape[1]))
     found = [
-        torch.baddbmm(half_norms, part.transpose(0, 1), keys.transpose(1, 2), alpha=-1).argmin(-1).T
-        for part in vectors.split(chunk)  # scores are (C, chunk, K)
+        torch.bmm(part.transpose(0, 1), keys.transpose(1, 2)).argmin(-1).T  # scores are (C, chunk, K)
+        for part in queries.split(chunk)
     ]
     return torch.cat(found) if found else vectors.new_empty((0, keys.shape[0]), dtype=torch.int64)
 
@@ -237,7 +242,7 @@ class DiscreteKeyValueBottleneck(nn.Module):
     def init_keys(
         self,
         batches: Iterable[Tensor],
-        passes: int = 10,
+        passes: int = 5,
         batch_size: int = 2048,
         decay: float = 0.95,
         max_vectors: int = 65536,

@@ -9,10 +9,7 @@ from kvlib.student import DistilBERTwithBottleNeck
 
 @torch.inference_mode()
 def explain(
-    student: DistilBERTwithBottleNeck,
-    tokenizer: PreTrainedTokenizerBase,
-    text: str,
-    text_pair: str | None = None,
+    student: DistilBERTwithBottleNeck, tokenizer: PreTrainedTokenizerBase, text: str, text_pair: str | None = None
 ) -> pd.DataFrame:
     """Take the logits of one example apart, token by token and codebook by codebook.
 

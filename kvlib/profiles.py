@@ -25,6 +25,8 @@ class Profile:
         Directory or hub name of a pretrained BERT; ``"minilm"`` for the pip-installed one.
     student_checkpoint : str or None
         Directory or hub name of a pretrained DistilBERT; None to start from the teacher's layers.
+    teacher_pooling : {"mean", "cls"}
+        The teacher's, as in `BERTbaseConfig`; the student takes the mean over its real tokens.
     max_length : int
         Longest sequence in tokens.
     batch_size : int
@@ -43,6 +45,7 @@ class Profile:
     source: str
     teacher_checkpoint: str
     student_checkpoint: str | None
+    teacher_pooling: str
     max_length: int
     batch_size: int
     teacher_epochs: int
@@ -65,10 +68,11 @@ PROFILES = {
             source="mini",
             teacher_checkpoint="minilm",
             student_checkpoint=None,
+            teacher_pooling="mean",
             max_length=128,
-            batch_size=32,
-            teacher_epochs=4,
-            student_epochs=4,
+            batch_size=16,
+            teacher_epochs=3,
+            student_epochs=3,
             bottleneck_epochs=10,
             teacher_learning_rate=1e-4,
             student_learning_rate=1e-4,
@@ -83,6 +87,7 @@ PROFILES = {
             source="hub",
             teacher_checkpoint="google-bert/bert-base-uncased",
             student_checkpoint="distilbert/distilbert-base-uncased",
+            teacher_pooling="cls",
             max_length=128,
             batch_size=32,
             teacher_epochs=3,

@@ -106,12 +106,7 @@ class Experiment:
         """
         p = self.profile
         settings = {"epochs": p.teacher_epochs, "learning_rate": p.teacher_learning_rate}
-        teacher = self._stage(
-            "teacher",
-            BERTbase,
-            lambda: BERTbase.for_task(self.task.name, p.teacher_checkpoint, self.seed),
-            settings,
-        )
+        teacher = self._stage("teacher", BERTbase, self._pretrained, settings)
         metric = self.task.metrics[0]
         labels = np.asarray(self.held_out.labels)
         chance = compute_metrics(
@@ -203,8 +198,12 @@ class Experiment:
         if p.student_checkpoint:
             set_seed(self.seed)
             return DistilBERTwithBottleNeck.for_task(self.task.name, p.student_checkpoint)
-        untaught = BERTbase.for_task(self.task.name, p.teacher_checkpoint, self.seed)
-        return DistilBERTwithBottleNeck.from_teacher(untaught)
+        return DistilBERTwithBottleNeck.from_teacher(self._pretrained())
+
+    def _pretrained(self) -> BERTbase:
+        return BERTbase.for_task(
+            self.task.name, self.profile.teacher_checkpoint, self.profile.teacher_pooling, self.seed
+        )
 
     def _taught_student(self) -> DistilBERTwithBottleNeck:
         if self.profile.student_checkpoint:
@@ -234,6 +233,7 @@ class Experiment:
             "seed": self.seed,
             "teacher_checkpoint": p.teacher_checkpoint,
             "student_checkpoint": p.student_checkpoint,
+            "teacher_pooling": p.teacher_pooling,
             "batch_size": p.batch_size,
             "train": self.train.fingerprint,
             "held_out": self.held_out.fingerprint,
@@ -278,7 +278,7 @@ class Experiment:
         train, held_out, options = self.train, self.held_out, {"batch_size": self.profile.batch_size}
         if stage == "bottleneck":
             train, held_out = KeyIndexDataset(model, train), KeyIndexDataset(model, held_out)
-            options["weight_decay"] = 0.0
+            options |= {"weight_decay": 0.0, "train_sampling_strategy": "random"}
         if stage != "teacher":
             loss = {name: settings[name] for name in ("temperature", "alpha") if name in settings}
             options["trainer"] = partial(DistillationTrainer, **loss)

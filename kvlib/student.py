@@ -262,7 +262,7 @@ class DistilBERTwithBottleNeck(DistilBertPreTrainedModel):
         Returns
         -------
         states : torch.Tensor
-            ``(N, dim)``, one row a real token; ``(B, dim)`` if the config pools before the bottleneck or takes [CLS].
+            ``(N, dim)``, one row a real token; ``(B, dim)`` if pooled before the bottleneck or if it is [CLS].
         attention_mask : torch.Tensor
             ``(B, T)`` with N ones; ``(B, 1)`` where there is one state an example.
 

@@ -9,13 +9,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from huggingface_hub.utils import are_progress_bars_disabled
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
-    BertForSequenceClassification,
+    BertConfig,
+    BertModel,
+    BertPreTrainedModel,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -23,6 +28,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from kvlib.data import CustomDataset, Task, get_task
 from kvlib.metrics import compute_metrics
@@ -52,16 +58,41 @@ def label_config(task: Task) -> dict[str, Any]:
     }
 
 
-class BERTbase(BertForSequenceClassification):
-    """The teacher: BERT with a classification head on its pooled [CLS] token.
+class BERTbaseConfig(BertConfig):
+    """BERT's config and how its tokens become one vector.
 
-    Any BERT checkpoint will do. Weights, config and forward are those of
-    `transformers.BertForSequenceClassification`, so saved teachers load there too.
+    Parameters
+    ----------
+    pooling : {"cls", "mean"}
+        ``"cls"`` is BERT's own: its pretrained pooler on the [CLS] token. ``"mean"`` takes the mean over the
+        real tokens, the way all-MiniLM-L6-v2 was pretrained.
     """
 
+    model_type = "kvlib-bert"
+
+    pooling: str = "cls"
+
+
+class BERTbase(BertPreTrainedModel):
+    """The teacher: a BERT encoder, pooling, dropout and a linear head.
+
+    With ``pooling="cls"`` it computes what `transformers.BertForSequenceClassification` does.
+    """
+
+    config_class = BERTbaseConfig
+
+    def __init__(self, config: BERTbaseConfig) -> None:
+        super().__init__(config)
+        if config.pooling not in ("cls", "mean"):
+            raise ValueError(f"pooling is {config.pooling!r}, expected 'cls' or 'mean'")
+        self.bert = BertModel(config, add_pooling_layer=config.pooling == "cls")
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
     @classmethod
-    def for_task(cls, task: str, checkpoint: str = "minilm", seed: int = 0) -> "BERTbase":
-        """Load a pretrained BERT with a head for `task`.
+    def for_task(cls, task: str, checkpoint: str = "minilm", pooling: str = "mean", seed: int = 0) -> "BERTbase":
+        """Load a pretrained BERT with a new head for `task`.
 
         Parameters
         ----------
@@ -69,29 +100,67 @@ class BERTbase(BertForSequenceClassification):
             One of the eight GLUE names.
         checkpoint : str
             Folder or hub name of a BERT checkpoint; ``"minilm"`` for the pip-installed one.
+        pooling : {"mean", "cls"}
+            As in `BERTbaseConfig`.
         seed : int
             Seed of the new head's weights (and of PyTorch's generator from here on).
 
         Raises
         ------
         ValueError
-            If the checkpoint already has a head whose label names differ from the task's or stand in another
-            order: its class numbers would mean something else.
+            If the checkpoint's labels have names that differ from the task's or stand in another order: its
+            class numbers would mean something else.
         """
         spec = get_task(task)
         path = resolve_checkpoint(checkpoint)
-        config = cls.config_class.from_pretrained(path)
-        named = tuple(config.id2label[i].lower() for i in range(config.num_labels))
-        if "BertForSequenceClassification" in (config.architectures or ()) and not spec.is_regression:
-            generic = all(name.startswith("label_") for name in named)
-            if not generic and named != spec.label_names:
-                raise ValueError(
-                    f"{checkpoint} numbers its labels {', '.join(named)}, but {task} numbers them "
-                    f"{', '.join(spec.label_names)}: start from a checkpoint without a head"
-                )
+        pretrained = BertConfig.from_pretrained(path)
+        named = tuple(pretrained.id2label[number].lower() for number in range(pretrained.num_labels))
+        if not all(name.startswith("label_") for name in named) and named != spec.label_names:
+            raise ValueError(
+                f"{checkpoint} numbers its labels {', '.join(named)}, but {task} numbers them "
+                f"{', '.join(spec.label_names) or 'not at all'}: start from a checkpoint without a head"
+            )
+        config = cls.config_class.from_dict(pretrained.to_dict() | label_config(spec) | {"pooling": pooling})
         set_seed(seed)
         # dtype: transformers would otherwise keep the checkpoint's, and half precision does not train here
-        return cls.from_pretrained(path, dtype=torch.float32, **label_config(spec))
+        return cls.from_pretrained(path, config=config, dtype=torch.float32)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> SequenceClassifierOutput:
+        """Classify.
+
+        Parameters
+        ----------
+        input_ids, attention_mask, token_type_ids : torch.Tensor
+            ``(B, T)`` int64, as BERT's tokenizer gives them.
+        labels : torch.Tensor, optional
+            ``(B,)``: class numbers (int64), or scores for regression.
+
+        Returns
+        -------
+        transformers.modeling_outputs.SequenceClassifierOutput
+            ``logits``, shape ``(B, num_labels)``; with `labels` also ``loss``, the mean cross-entropy or
+            squared error.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        encoded = self.bert(input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
+        pooled = encoded.pooler_output
+        if self.config.pooling == "mean":
+            real = attention_mask.unsqueeze(-1).to(encoded.last_hidden_state.dtype)  # (B, T, 1)
+            pooled = (encoded.last_hidden_state * real).sum(1) / real.sum(1)
+        logits = self.classifier(self.dropout(pooled))
+        loss = None
+        if labels is not None and self.config.problem_type == "regression":
+            loss = F.mse_loss(logits.squeeze(-1), labels)
+        elif labels is not None:
+            loss = F.cross_entropy(logits, labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits)
 
 
 def fine_tune(
@@ -102,7 +171,7 @@ def fine_tune(
     *,
     epochs: int,
     learning_rate: float,
-    batch_size: int = 32,
+    batch_size: int = 16,
     weight_decay: float = 0.01,
     seed: int = 0,
     resume: bool = False,
@@ -180,9 +249,6 @@ def fine_tune(
         "seed": seed,
         "report_to": "none",
         "disable_tqdm": quiet,
-        # the default drops columns that forward does not name: teacher_logits, a student's token_type_ids
-        "remove_unused_columns": False,
-        "label_names": ["labels"],
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
     run = trainer(
@@ -316,3 +382,7 @@ def cached_logits(teacher: PreTrainedModel, dataset: CustomDataset, path: str | 
     save_file({"logits": logits, "idx": torch.tensor(dataset.idx)}, aside, metadata=made_from)
     aside.replace(path)
     return logits
+
+
+AutoConfig.register(BERTbaseConfig.model_type, BERTbaseConfig)
+AutoModelForSequenceClassification.register(BERTbaseConfig, BERTbase)

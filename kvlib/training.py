@@ -42,6 +42,9 @@ class DistillationTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.temperature = temperature
         self.alpha = alpha
+        # by default columns that forward does not name are dropped before the loss sees them: teacher_logits
+        self.args.remove_unused_columns = False
+        self.label_names = ["labels"]
         train = self.train_dataset
         if alpha > 0 and train is not None and getattr(train, "teacher_logits", None) is None:
             raise ValueError(
@@ -114,6 +117,6 @@ class KeyIndexDataset(torch.utils.data.Dataset):
             "labels": torch.tensor([e["labels"] for e in examples]),
             "idx": torch.tensor([e["idx"] for e in examples]),
         }
-        if self.teacher_logits is not None:
+        if "teacher_logits" in examples[0]:
             batch["teacher_logits"] = torch.stack([e["teacher_logits"] for e in examples])
         return batch

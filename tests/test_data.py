@@ -1,0 +1,209 @@
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from kvlib import TASKS, CustomDataset, hold_out, load_glue
+from kvlib.data import MINI_GLUE
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "glue"
+ROWS = "sentence\tlabel\tidx\nA fine film.\t1\t0\nA dull film.\t0\t1\n"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A well-formed folder of SST-2 that each test spoils in one way."""
+    (tmp_path / "sst2").mkdir()
+    for split in ("train", "validation"):
+        (tmp_path / "sst2" / f"{split}.tsv").write_text(ROWS, encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_mini_glue_has_the_hubs_columns_and_label_numbers(task):
+    data = load_glue(task)
+    spec = TASKS[task]
+    assert list(data) == ["train", *spec.validation, *spec.test]
+    for name, split in data.items():
+        assert tuple(split.column_names) == spec.columns
+        assert len(set(split["idx"][:])) == len(split)
+        labels = set(split["label"][:])
+        if name in spec.test:
+            assert labels == {-1}
+        elif not spec.is_regression:
+            assert labels == set(range(spec.num_labels))
+            assert tuple(split.features["label"].names) == spec.label_names
+
+
+def test_unknown_task_names_the_eight():
+    with pytest.raises(ValueError, match="unknown task 'nonsense'") as error:
+        load_glue("nonsense")
+    assert all(task in str(error.value) for task in TASKS)
+
+
+def test_missing_folder_names_it_and_the_ways_out(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*sst2.*'mini', 'hub'"):
+        load_glue("sst2", tmp_path)
+
+
+def test_missing_split_says_what_is_there(folder):
+    (folder / "sst2" / "validation.tsv").rename(folder / "sst2" / "dev.tsv")
+    with pytest.raises(FileNotFoundError, match=r"no split 'validation'.*found dev.tsv, train.tsv"):
+        load_glue("sst2", folder)
+
+
+def test_split_in_two_formats_is_refused(folder):
+    (folder / "sst2" / "train.csv").write_text("sentence,label\nA film.,1\n")
+    with pytest.raises(ValueError, match="more than once"):
+        load_glue("sst2", folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("text\tlabel\tidx\nA film.\t1\t0\n", r"no column 'sentence': expected sentence, label, idx, found text"),
+        ("sentence\tlabel\tidx\nA film.\t2\t0\n", r"row 1 has label '2', expected one of 0 \(negative\), 1"),
+        ("sentence\tlabel\tidx\nA film.\tgood\t0\n", r"row 1 has label 'good'"),
+        ("sentence\tlabel\tidx\nA film.\t-1\t0\n", r"row 1 has label '-1'"),
+        ("sentence\tlabel\tidx\nA film.\t1\t0\n \t1\t1\n", r"row 2 has no text in column 'sentence'"),
+        ("sentence\tlabel\tidx\nA film.\t1\n", r"line 2 has 2 fields, the header has 3"),
+        ("sentence\tlabel\tidx\nA film.\t1\t7\nA play.\t1\t7\n", r"row 2 has idx '7'"),
+        ("sentence\tlabel\tidx\n", r"no rows"),
+    ],
+)
+def test_bad_rows_are_named(folder, text, message):
+    (folder / "sst2" / "train.tsv").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        load_glue("sst2", folder)
+
+
+def test_wrong_encoding_names_the_byte_and_the_way_out(folder):
+    (folder / "sst2" / "train.tsv").write_bytes(ROWS.replace("fine", "café").encode("latin-1"))
+    with pytest.raises(ValueError, match=r"not UTF-8 \(byte 24 is 0xe9\).*iconv"):
+        load_glue("sst2", folder)
+
+
+def test_unreadable_files_are_errors(folder):
+    (folder / "sst2" / "train.tsv").unlink()
+    (folder / "sst2" / "train.jsonl").write_text('{"sentence": "A film."\n')
+    with pytest.raises(ValueError, match=r"train.jsonl: line 1 is not JSON"):
+        load_glue("sst2", folder)
+    (folder / "sst2" / "train.jsonl").rename(folder / "sst2" / "train.parquet")
+    with pytest.raises(ValueError, match=r"cannot read .*train.parquet"):
+        load_glue("sst2", folder)
+
+
+def test_wrong_score_for_regression(tmp_path):
+    (tmp_path / "stsb").mkdir()
+    (tmp_path / "stsb" / "train.tsv").write_text("sentence1\tsentence2\tlabel\tidx\nA.\tB.\t5.5\t0\n")
+    (tmp_path / "stsb" / "validation.tsv").write_text("sentence1\tsentence2\tlabel\tidx\nA.\tB.\t5.0\t0\n")
+    with pytest.raises(ValueError, match=r"label '5.5', expected a number from 0 to 5"):
+        load_glue("stsb", tmp_path)
+
+
+def test_no_access_to_the_hub_names_the_two_ways_out():
+    # notebook_settings puts the hub's client in offline mode
+    with pytest.raises(FileNotFoundError, match=r"nyu-mll/glue \(rte\).*source='mini'.*source=FOLDER"):
+        load_glue("rte", "hub")
+
+
+def test_every_format_loads_the_same_rows(folder, tmp_path):
+    rows = [{"sentence": 'He said "no, NA', "label": 1, "idx": 0}, {"sentence": "None", "label": 0, "idx": 1}]
+    here = folder / "sst2"
+    (here / "train.tsv").write_text('sentence\tlabel\tidx\nHe said "no, NA\t1\t0\nNone\t0\t1\n')
+    loaded = [load_glue("sst2", folder)["train"]]
+    (here / "train.tsv").unlink()
+    with (here / "train.csv").open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    loaded.append(load_glue("sst2", folder)["train"])
+    (here / "train.csv").unlink()
+    (here / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    loaded.append(load_glue("sst2", folder)["train"])
+    (here / "train.jsonl").unlink()
+    loaded[0].to_pandas().to_parquet(here / "train.parquet")
+    loaded.append(load_glue("sst2", folder)["train"])
+    assert all(split.to_list() == rows for split in loaded)
+
+
+def test_idx_and_test_labels_may_be_missing(folder):
+    (folder / "sst2" / "test.tsv").write_text("sentence\nA film.\nA play.\n")
+    test = load_glue("sst2", folder)["test"]
+    assert test["idx"][:] == [0, 1]
+    assert test["label"][:] == [-1, -1]
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs a folder of real GLUE in ../shared/glue")
+@pytest.mark.parametrize(
+    ("task", "train", "validation"),
+    [("cola", 8551, 1043), ("sst2", 67349, 872), ("rte", 2490, 277), ("qnli", 2191, 5463), ("mnli", 3297, 9815)],
+)
+def test_real_glue_loads_with_every_row(task, train, validation):
+    data = load_glue(task, SHARED)
+    assert (len(data["train"]), len(data[TASKS[task].validation[0]])) == (train, validation)
+
+
+def test_hold_out_keeps_class_shares_and_loses_no_row(mrpc):
+    train, held_out = hold_out(mrpc["train"], fraction=0.1, seed=3)
+    assert sorted(train["idx"][:] + held_out["idx"][:]) == sorted(mrpc["train"]["idx"][:])
+    shares = [sum(part["label"][:]) / len(part) for part in (train, held_out)]
+    assert shares[0] == pytest.approx(shares[1], abs=0.01)  # one row of 130 is 0.008
+
+
+def test_custom_dataset_pads_per_batch_and_keeps_segments_and_idx(mrpc, tokenizer):
+    dataset = CustomDataset(mrpc["train"], tokenizer, "mrpc")
+    rows = [0, 5, 9]
+    batch = dataset.collate([dataset[row] for row in rows])
+    assert batch["input_ids"].shape == (3, dataset.lengths[rows].max())
+    assert batch["idx"].tolist() == [mrpc["train"]["idx"][row] for row in rows]
+    assert batch["labels"].dtype == torch.int64
+    for row, ids, segments, mask in zip(
+        rows, batch["input_ids"], batch["token_type_ids"], batch["attention_mask"], strict=True
+    ):
+        alone = tokenizer(mrpc["train"][row]["sentence1"], mrpc["train"][row]["sentence2"])
+        real = mask.bool()
+        assert ids[real].tolist() == alone["input_ids"]
+        assert segments[real].tolist() == alone["token_type_ids"]
+        assert set(segments[real].tolist()) == {0, 1}
+        assert (ids[~real] == tokenizer.pad_token_id).all()
+
+
+def test_long_pairs_lose_tokens_from_the_longer_part(mrpc, tokenizer):
+    split = mrpc["train"].select([0]).map(lambda row: {"sentence1": "dog " * 50, "sentence2": "one small cat"})
+    dataset = CustomDataset(split, tokenizer, "mrpc", max_length=16)
+    words = tokenizer.convert_ids_to_tokens(dataset[0]["input_ids"])
+    assert len(words) == 16
+    assert words[-4:] == ["one", "small", "cat", "[SEP]"]
+
+
+def test_teacher_logits_are_checked_and_follow_their_rows(mrpc, tokenizer):
+    split = mrpc["train"].select(range(4))
+    logits = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+    dataset = CustomDataset(split, tokenizer, "mrpc", teacher_logits=logits)
+    batch = dataset.collate([dataset[row] for row in (2, 0)])
+    assert torch.equal(batch["teacher_logits"], logits[[2, 0]])
+    with pytest.raises(ValueError, match=r"shape \(3, 2\), expected \(4, 2\)"):
+        CustomDataset(split, tokenizer, "mrpc", teacher_logits=logits[:3])
+    with pytest.raises(ValueError, match="NaN"):
+        dataset.attach(logits * torch.nan)
+
+
+def test_fingerprint_changes_with_order_text_and_label(mrpc, tokenizer):
+    split = mrpc["train"].select(range(4))
+    prints = {
+        CustomDataset(variant, tokenizer, "mrpc", max_length=length).fingerprint
+        for variant, length in (
+            (split, 128),
+            (split, 12),
+            (split.select([1, 0, 2, 3]), 128),
+            (split.map(lambda row: {"label": 1 - row["label"]}), 128),
+        )
+    }
+    assert len(prints) == 4
+
+
+def test_mini_glue_lies_where_the_package_looks():
+    assert MINI_GLUE.is_dir()

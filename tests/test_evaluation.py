@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+import torch
+
+from kvlib import DistilBERTwithBottleNeck, load_glue
+from kvlib.evaluation import bootstrap_interval, latency, majority_predictions, model_size, tfidf_predictions
+from kvlib.explore import explain, shared_keys
+
+FIRST = "The young nurse thanked the old teacher on Monday."
+SECOND = "On Monday, the old teacher was thanked by the young nurse."
+
+
+@pytest.fixture(scope="module", params=["mean", "linear"])
+def student(request, pretrained, small):
+    torch.manual_seed(0)
+    plain = DistilBERTwithBottleNeck.from_teacher(pretrained)
+    found = plain.discretize(small[0], num_codebooks=16, codebook_size=8, decoder=request.param)
+    torch.nn.init.normal_(found.bottleneck.values, generator=torch.Generator().manual_seed(0))
+    return found
+
+
+def test_pushes_sum_to_the_logits(student, tokenizer):
+    frame = explain(student, tokenizer, FIRST, SECOND)
+    encoded = tokenizer(FIRST, SECOND, return_tensors="pt")
+    with torch.inference_mode():
+        output = student(**encoded)
+    pushes = frame[["push_not_equivalent", "push_equivalent"]].sum().to_numpy(np.float32)
+    torch.testing.assert_close(torch.from_numpy(pushes), output.logits[0], atol=1e-5, rtol=1e-5)
+    fired = frame[frame["codebook"] >= 0].pivot(index="position", columns="codebook", values="key")
+    assert (fired.to_numpy() == output.key_indices[0].numpy()).all()
+    assert (frame["runner_up_gap"].dropna() >= -1e-4).all()
+    assert (frame["token"].iloc[-1] == "[bias]") == (student.config.decoder == "linear")
+
+
+def test_explain_refuses_what_it_cannot_explain(student, pretrained, tokenizer):
+    with pytest.raises(ValueError, match="no bottleneck"):
+        explain(DistilBERTwithBottleNeck.from_teacher(pretrained), tokenizer, FIRST)
+    with pytest.raises(ValueError, match="text is empty"):
+        explain(student, tokenizer, "  ")
+
+
+def test_a_sentence_shares_all_keys_with_itself(student, tokenizer):
+    frame = explain(student, tokenizer, FIRST)
+    shared = shared_keys(frame, frame)
+    assert (np.diag(shared) == 1).all()
+    assert shared.to_numpy().min() < 1
+    assert list(shared.columns) == ["[CLS]", *tokenizer.tokenize(FIRST), "[SEP]"]
+
+
+def test_majority_and_mean_predictions():
+    assert majority_predictions([0, 1, 1], "sst2", 2).tolist() == [1, 1]
+    assert majority_predictions([1.0, 4.0], "stsb", 2).tolist() == [2.5, 2.5]
+
+
+def test_tfidf_finds_a_word_that_tells_and_not_an_order_that_tells():
+    data = load_glue("sst2")["train"].select(range(60))
+    telling = data.map(lambda row: {"sentence": f"{'wonderful' if row['label'] else 'awful'} film"})
+    found = tfidf_predictions(telling, telling, "sst2")
+    assert (found == np.array(telling["label"][:])).all()
+
+
+def test_bootstrap_interval_covers_what_the_binomial_says():
+    labels = np.zeros(300)
+    predictions = (np.arange(300) < 30).astype(float)  # 90 % right
+    low, high = bootstrap_interval(lambda p, y: float((p == y).mean()), predictions, labels)
+    half = 1.96 * (0.9 * 0.1 / 300) ** 0.5
+    assert (low, high) == pytest.approx((0.9 - half, 0.9 + half), abs=0.006)
+
+
+def test_size_counts_buffers_and_latency_is_positive(student, small):
+    size = model_size(student)
+    keys = student.bottleneck.keys.numel() * 4 / 1e6
+    assert size["megabytes"] > size["parameters_m"] * 4 + keys * 0.99
+    assert size["trainable_m"] < 0.1 * size["parameters_m"]
+    assert latency(student, small[1], rows=2, repeats=2) > 0

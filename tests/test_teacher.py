@@ -1,0 +1,135 @@
+import copy
+
+import pytest
+import torch
+from transformers import BertForSequenceClassification, Trainer
+
+from kvlib import BERTbase, CustomDataset, fine_tune, predict_logits
+from kvlib.profiles import MINILM_SHA256, get_profile, minilm_path
+from kvlib.teacher import cached_logits, fingerprint, tokenizer_fingerprint
+
+
+def test_minilm_is_the_published_one():
+    assert (minilm_path() / "model.safetensors").stat().st_size == 90868376
+    assert len(MINILM_SHA256) == 64
+
+
+def test_unknown_profile_names_both(monkeypatch):
+    monkeypatch.setenv("KVLIB_PROFILE", "huge")
+    with pytest.raises(ValueError, match="unknown profile 'huge': choose one of quick, base"):
+        get_profile()
+
+
+def test_cls_pooling_is_transformers_own_bert(small):
+    train, _ = small
+    teacher = BERTbase.for_task("mrpc", pooling="cls").eval()
+    reference = BertForSequenceClassification(teacher.config).eval()
+    reference.load_state_dict(teacher.state_dict())
+    batch = train.collate([train[row] for row in range(8)])
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+    with torch.inference_mode():
+        assert torch.equal(teacher(**inputs).logits, reference(**inputs).logits)
+
+
+def test_mean_pooling_ignores_padding(small, pretrained):
+    train, _ = small
+    batch = train.collate([train[0], train[1]])
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+    padded = {name: torch.nn.functional.pad(tensor, (0, 9)) for name, tensor in inputs.items()}
+    with torch.inference_mode():
+        # float32 sums over another number of zeros: rounding only
+        torch.testing.assert_close(pretrained(**inputs).logits, pretrained(**padded).logits, atol=1e-5, rtol=0)
+
+
+def test_teacher_saves_and_loads_bit_equal(small, pretrained, tmp_path):
+    train, _ = small
+    pretrained.save_pretrained(tmp_path)
+    loaded = BERTbase.from_pretrained(tmp_path)
+    assert torch.equal(predict_logits(loaded, train), predict_logits(pretrained, train))
+    assert [path.suffix for path in tmp_path.iterdir()].count(".safetensors") == 1
+
+
+def test_permuted_labels_of_a_checkpoint_are_refused(pretrained, tmp_path):
+    swapped = copy.deepcopy(pretrained)
+    swapped.config.id2label = {0: "equivalent", 1: "not_equivalent"}
+    swapped.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="numbers its labels equivalent, not_equivalent, but mrpc numbers them"):
+        BERTbase.for_task("mrpc", str(tmp_path))
+
+
+def test_fine_tuning_learns_and_ends_in_evaluation_mode(small, pretrained, tmp_path):
+    train, held_out = small
+    teacher = copy.deepcopy(pretrained)
+    history = fine_tune(teacher, train, train, tmp_path, epochs=3, learning_rate=3e-4, batch_size=8)
+    assert list(history.columns) == ["epoch", "train_loss", "held_out_loss", "accuracy", "f1", "mcc"]
+    assert history["epoch"].tolist() == [1, 2, 3]
+    assert history["held_out_loss"].iloc[-1] < history["held_out_loss"].iloc[0]
+    assert not teacher.training
+    with pytest.raises(FileExistsError, match="resume=True"):
+        fine_tune(teacher, train, held_out, tmp_path, epochs=1, learning_rate=1e-4)
+
+
+def test_the_best_epoch_is_kept(small, pretrained, tmp_path):
+    train, held_out = small
+    seen = []
+
+    class Spy(Trainer):
+        def evaluate(self, *args, **kwargs):
+            metrics = super().evaluate(*args, **kwargs)
+            seen.append((metrics["eval_accuracy"], fingerprint(self.model)))
+            return metrics
+
+    teacher = copy.deepcopy(pretrained)
+    fine_tune(teacher, train, held_out, tmp_path, epochs=3, learning_rate=5e-4, batch_size=8, trainer=Spy)
+    best = max(accuracy for accuracy, _ in seen)
+    first_best = next(print_ for accuracy, print_ in seen if accuracy == best)
+    assert fingerprint(teacher) == first_best
+
+
+def test_predict_logits_is_deterministic_and_keeps_order_and_mode(small, pretrained):
+    train, _ = small
+    teacher = copy.deepcopy(pretrained).train()
+    logits = predict_logits(teacher, train, batch_size=7)
+    assert teacher.training
+    assert torch.equal(logits, predict_logits(teacher, train, batch_size=7))
+    alone = predict_logits(teacher, train, batch_size=1)
+    torch.testing.assert_close(logits, alone, atol=1e-5, rtol=0)  # padding changes the order of float32 sums
+
+
+def test_segments_reach_the_teacher(small, pretrained):
+    train, _ = small
+    batch = train.collate([train[0]])
+    with torch.inference_mode():
+        with_segments = pretrained(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]).logits
+        without = pretrained(batch["input_ids"], batch["attention_mask"]).logits
+    assert (with_segments - without).abs().max() > 1e-4
+
+
+def test_cached_logits_are_computed_once_and_refused_for_anything_else(
+    small, pretrained, tmp_path, tokenizer, mrpc
+):
+    train, held_out = small
+    path = tmp_path / "logits.safetensors"
+    logits = cached_logits(pretrained, train, path)
+    written = path.stat().st_mtime_ns
+    assert torch.equal(cached_logits(pretrained, train, path), logits)
+    assert path.stat().st_mtime_ns == written
+    assert [p.name for p in tmp_path.iterdir()] == ["logits.safetensors"]
+    with pytest.raises(ValueError, match="another examples"):
+        cached_logits(pretrained, held_out, path)
+    other = copy.deepcopy(pretrained)
+    with torch.no_grad():
+        other.classifier.bias[0] += 1e-3
+    with pytest.raises(ValueError, match="another teacher: delete it"):
+        cached_logits(other, train, path)
+    renamed = copy.deepcopy(tokenizer)
+    renamed.add_tokens(["[NEW]"])
+    relabelled = CustomDataset(mrpc["train"].select(range(4)), renamed, "mrpc")
+    with pytest.raises(ValueError, match="another tokenizer and examples"):
+        cached_logits(pretrained, relabelled, path)
+
+
+def test_tokenizer_fingerprint_does_not_depend_on_the_last_call(tokenizer):
+    before = tokenizer_fingerprint(tokenizer)
+    tokenizer("a sentence", truncation=True, max_length=5, padding="max_length")
+    assert tokenizer_fingerprint(tokenizer) == before
