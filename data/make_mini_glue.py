@@ -54,9 +54,9 @@ TASKS: dict[str, Task] = {
     "mrpc": Task(("sentence1", "sentence2"), mrpc, 1300, {0: 0.32, 1: 0.68}),
     "qqp": Task(("question1", "question2"), qqp, 1300, {0: 0.63, 1: 0.37}),
     "stsb": Task(("sentence1", "sentence2"), stsb, 1300, dict.fromkeys(range(5), 0.2), graded=True),
-    "mnli": Task(("premise", "hypothesis"), mnli, 2000, dict.fromkeys(range(3), 1 / 3), genres=True),
+    "mnli": Task(("premise", "hypothesis"), mnli, 1500, dict.fromkeys(range(3), 1 / 3), genres=True),
     "qnli": Task(("question", "sentence"), qnli, 1300, HALVES),
-    "rte": Task(("sentence1", "sentence2"), rte, 1600, HALVES),
+    "rte": Task(("sentence1", "sentence2"), rte, 1300, HALVES),
 }
 
 

@@ -12,24 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from mini_glue_lexicon import (
-    ADJECTIVE_KINDS,
-    FEMALE_NAMES,
-    MALE_NAMES,
-    NOMINALS,
-    VERB_FRAMES,
-    Word,
-    find,
-    group,
-)
+from mini_glue_lexicon import ADJECTIVE_KINDS, FEMALE_NAMES, MALE_NAMES, NOMINALS, VERB_FRAMES, Word, find, group
 
 T = TypeVar("T")
 
 NUMBERS = "two three four five six seven eight nine ten eleven twelve".split()
 TIMES: dict[str, tuple[str, ...]] = {
-    "weekday": tuple(
-        f"on {day}" for day in "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-    ),
+    "weekday": tuple(f"on {day}" for day in "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()),
     "month": tuple(
         f"in {month}"
         for month in "January February March April June July August September October November".split()
@@ -76,9 +65,7 @@ PURPOSES = (
 # things and animals that one does not expect under a roof, and verbs that name no deliberate act
 OUTDOOR_KINDS = frozenset("vehicle boat building flower animal insect".split())
 NO_ACT = frozenset(
-    (
-        "trust distrust lose find discover admire know employ ignore defeat beat frighten scare bite scratch"
-    ).split()
+    ("trust distrust lose find discover admire know employ ignore defeat beat frighten scare bite scratch").split()
 )
 TRANSITIVE = " ".join(name for name, (_, objects) in VERB_FRAMES.items() if objects and name != "giving")
 
@@ -273,9 +260,7 @@ def scene(p: Picker, classes: str = "", domain: Domain = EVERYTHING) -> Scene:
     verb = p.word(verb_class)
     agent_kind = p.choice(subjects.split())
     agent = NP(p.word(agent_kind, domain.allows if agent_kind == "person" else None))
-    kinds = " ".join(
-        k for k in objects.split() if not domain.kinds or k in (domain.kinds + " person").split()
-    )
+    kinds = " ".join(k for k in objects.split() if not domain.kinds or k in (domain.kinds + " person").split())
     theme = None
     while objects and (theme is None or theme.noun.entry == agent.noun.entry):
         theme = _theme(p, kinds, domain)

@@ -81,9 +81,7 @@ _DISJOINT_TIMES = TIMES["weekday"] + TIMES["month"]
 
 def _scene(p: Picker, g: Genre, parts: str = "", classes: str = "") -> Scene:
     """Pick a scene of the genre with a person for its agent."""
-    usual = " ".join(
-        c for c in (classes or g.domain.classes).split() if VERB_FRAMES[c][0].startswith("person")
-    )
+    usual = " ".join(c for c in (classes or g.domain.classes).split() if VERB_FRAMES[c][0].startswith("person"))
     usual = " ".join(c for c in usual.split() if VERB_FRAMES[c][1]) if not classes else usual
     while True:
         s = scene(p, usual, g.domain)
@@ -110,9 +108,7 @@ def _circumstance(p: Picker, g: Genre, label: int) -> tuple[str, str]:
         full = replace(s, time=time)
         hypothesis = {ENTAILED: time, NEUTRAL: time, CONTRADICTED: other_time(p, time)}[label]
         told = replace(s, time=hypothesis)
-        premise = (
-            full if label != NEUTRAL else furnish(p, s, [p.choice(("place", "purpose", "manner"))], g.domain)
-        )
+        premise = full if label != NEUTRAL else furnish(p, s, [p.choice(("place", "purpose", "manner"))], g.domain)
         if label != NEUTRAL and p.chance(0.4):
             premise = furnish(p, premise, ["place"], g.domain)
     else:
@@ -233,9 +229,7 @@ def _embedded(p: Picker, g: Genre, label: int) -> tuple[str, str]:
             f"{someone} {denial} that {_say(p, reword(p, s, 0.25), plain=True)}",
         )
     if (label == CONTRADICTED) == flipped and label != NEUTRAL:
-        frame = p.choice(
-            (f"{someone} {p.word('factive').past} that {{}}", f"it surprised {someone} that {{}}")
-        )
+        frame = p.choice((f"{someone} {p.word('factive').past} that {{}}", f"it surprised {someone} that {{}}"))
     elif label == NEUTRAL:
         frame = p.choice((f"{someone} {p.word('claiming').past} that {{}}", f"{someone} asked whether {{}}"))
     else:
@@ -390,14 +384,7 @@ def _transfer(p: Picker, g: Genre, label: int) -> tuple[str, str]:
     """Tell the same event from either side: give and get, sell and buy."""
     s = _scene(p, g, "time" if p.chance(0.5) else "", classes="giving")
     one, two, thing = s.agent.text, s.recipient.text, s.theme.text
-    give, get = p.choice(
-        (
-            ("gave", "got"),
-            ("sold", "bought"),
-            ("handed", "received"),
-            ("sent", "received"),
-        )
-    )
+    give, get = p.choice((("gave", "got"), ("sold", "bought"), ("handed", "received"), ("sent", "received")))
     to_from = (f"{one} {give} {thing} to {two}", f"{two} {get} {thing} from {one}")
     premise, hypothesis = to_from if p.chance(0.5) else to_from[::-1]
     if label == NEUTRAL:
@@ -513,17 +500,11 @@ def _asked(p: Picker, s: Scene, part: str) -> str:
     if part == "number":
         kinds = s.theme.noun.plural
         return p.choice(
-            (
-                f"How many {kinds} did {agent} {verb.lemma}",
-                f"How many {kinds} were {verb.participle} by {agent}",
-            )
+            (f"How many {kinds} did {agent} {verb.lemma}", f"How many {kinds} were {verb.participle} by {agent}")
         )
     question = word[part].replace("On what occasion", "When")
     return p.choice(
-        (
-            f"{question} did {agent} {verb.lemma} {theme}",
-            f"{question} {be} {theme} {verb.participle} by {agent}",
-        )
+        (f"{question} did {agent} {verb.lemma} {theme}", f"{question} {be} {theme} {verb.participle} by {agent}")
     )
 
 

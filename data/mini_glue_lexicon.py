@@ -21,9 +21,7 @@ from functools import cache
 # kind -> hypernym -> entries.  The kind decides which verbs and adjectives go with a noun.
 NOUNS: dict[str, dict[str, str]] = {
     "person": {
-        "musician": (
-            "pianist drummer *violinist singer=vocalist guitarist organist *trumpeter cellist harpist"
-        ),
+        "musician": ("pianist drummer *violinist singer=vocalist guitarist organist *trumpeter cellist harpist"),
         "artist": "painter *sculptor potter photographer illustrator engraver",
         "scientist": "physicist biologist *geologist astronomer botanist chemist *zoologist",
         "doctor": "surgeon *cardiologist paediatrician dermatologist psychiatrist",
@@ -61,9 +59,7 @@ NOUNS: dict[str, dict[str, str]] = {
     "vegetable": {"vegetable": "carrot onion *turnip cabbage leek cucumber *aubergine=eggplant"},
     "pastry": {"pastry:pastries": "croissant *muffin doughnut strudel scone"},
     "meal": {"meal": "stew omelette *salad curry casserole lasagne *pancake pie"},
-    "tool": {
-        "tool": "hammer chisel *spanner=wrench screwdriver axe rake shovel=spade *crowbar mallet ladder"
-    },
+    "tool": {"tool": "hammer chisel *spanner=wrench screwdriver axe rake shovel=spade *crowbar mallet ladder"},
     "vehicle": {
         "vehicle": (
             "car=automobile lorry:lorries=truck *bicycle=bike tractor motorbike=motorcycle van "
@@ -110,9 +106,7 @@ NOUNS: dict[str, dict[str, str]] = {
         "beach *stadium zoo "
         "vineyard farmyard quarry"
     },
-    "abroad": {
-        "place": "camp desert glacier *canyon island jungle embassy *oasis observatory airport lagoon"
-    },
+    "abroad": {"place": "camp desert glacier *canyon island jungle embassy *oasis observatory airport lagoon"},
     "mass": {"mass": "rice butter *honey flour advice luggage furniture evidence *homework traffic"},
     "work": {
         "work": "film=movie thriller *drama comedy documentary sequel *musical play album concert opera "
@@ -272,7 +266,7 @@ ADVERBS: dict[str, str] = {
         "*happily=cheerfully/sadly gently/roughly *eagerly/reluctantly calmly/nervously "
         "patiently/impatiently "
         "deliberately=intentionally/accidentally skilfully=expertly/clumsily proudly"
-    ),
+    )
 }
 
 MALE_NAMES = (

@@ -107,7 +107,7 @@ def change_some(p: Picker, s: Scene, changes: Sequence[Change], count: int) -> S
     result: Scene | None = None
     done: set[Change] = set()
     for change in p.shuffled(changes)[:count]:
-        clash = change in _VERB_CHANGES and done & _VERB_CHANGES or change is swap_roles and done
+        clash = (change in _VERB_CHANGES and done & _VERB_CHANGES) or (change is swap_roles and done)
         changed = None if clash else change(p, result or s)
         if changed is not None:
             result = changed
@@ -189,11 +189,7 @@ _INTENTS: tuple[tuple[str, ...], ...] = (
         "How much time do I need to {v}?",
         "Can you tell me how many hours it takes to {v}?",
     ),
-    (
-        "How much does it cost to {v}?",
-        "What is the price if I want to {v}?",
-        "How much money do I need to {v}?",
-    ),
+    ("How much does it cost to {v}?", "What is the price if I want to {v}?", "How much money do I need to {v}?"),
     ("Is it dangerous to {v}?", "Are there any risks when you {v}?", "Could I get hurt if I {v}?"),
     ("When should I {v}?", "What is the right time to {v}?", "At what time is it best to {v}?"),
     ("Am I allowed to {v}?", "Does the law permit me to {v}?", "Is it legal to {v}?"),
@@ -208,9 +204,7 @@ _SETTINGS = (
     "on my own",
     "with a friend",
 )
-_HOW_CLASSES = (
-    "trade fix eating chopping music literacy clothing driving building_work handling gardening tending"
-)
+_HOW_CLASSES = "trade fix eating chopping music literacy clothing driving building_work handling gardening tending"
 
 
 def _how_to(p: Picker, label: int) -> tuple[str, str]:
@@ -259,14 +253,7 @@ def _scene_question(p: Picker, label: int) -> tuple[str, str]:
     while True:
         s = _full_scene(p, 1, p.choice((TRANSITIVE, "treating", "treating")))
         s = replace(s, purpose="", negated=False)
-        changes = (
-            change_theme,
-            change_verb,
-            oppose_verb,
-            change_time,
-            change_place,
-            change_number,
-        )
+        changes = (change_theme, change_verb, oppose_verb, change_time, change_place, change_number)
         changes = (*changes, swap_roles) if p.chance(0.4) else changes
         changed = s if label else change_some(p, s, changes, p.choice((1, 2, 2, 3)))
         asked = p.choice(("who", "why", "when", "where"))
@@ -308,18 +295,11 @@ def _questions(s: Scene, asked: str) -> list[str]:
 
 def _choice_question(p: Picker, label: int) -> tuple[str, str]:
     """Ask which of two things is better."""
-    kind = p.choice(
-        "tool vehicle boat instrument furniture garment appliance container fruit vegetable".split()
-    )
+    kind = p.choice("tool vehicle boat instrument furniture garment appliance container fruit vegetable".split())
     noun = p.word(kind)
     other = p.sibling(noun)
     # the opposite quality would ask for much the same, so the near miss takes one of another scale
-    scales = (
-        ("cheaper", "more expensive"),
-        ("heavier", "lighter"),
-        ("bigger", "smaller"),
-        ("better", "worse"),
-    )
+    scales = (("cheaper", "more expensive"), ("heavier", "lighter"), ("bigger", "smaller"), ("better", "worse"))
     scale = p.choice(scales)
     quality = p.choice(scale)
     frames = (
@@ -359,11 +339,7 @@ def _general_agent(p: Picker, s: Scene) -> Scene | None:
 
 def _general_theme(p: Picker, s: Scene) -> Scene | None:
     """Name only the kind of the thing."""
-    return (
-        replace(s, theme=replace(s.theme.general, det=s.theme.det, plural=s.theme.plural))
-        if s.theme
-        else None
-    )
+    return replace(s, theme=replace(s.theme.general, det=s.theme.det, plural=s.theme.plural)) if s.theme else None
 
 
 def _drop_place(p: Picker, s: Scene) -> Scene | None:

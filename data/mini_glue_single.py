@@ -83,9 +83,7 @@ def _attractor_thing(p: Picker, ok: bool) -> str:
     be = p.choice((("are", "is"), ("were", "was"), ("look", "looks"), ("seem", "seems")))
     form = be[0] if plural == ok else be[1]
     adjective = adjective_for(p, noun).lemma
-    return (
-        f"{NP(noun, plural=plural).text} {p.choice(('beside', 'near', 'behind'))} {other} {form} {adjective}"
-    )
+    return f"{NP(noun, plural=plural).text} {p.choice(('beside', 'near', 'behind'))} {other} {form} {adjective}"
 
 
 def _relative_attractor(p: Picker, ok: bool) -> str:
@@ -189,9 +187,7 @@ def _transitive(p: Picker, ok: bool) -> str:
     while s.verb.lemma not in _NEEDS_OBJECT:
         s = scene(p, TRANSITIVE)
     adverb = p.word("manner").lemma
-    return (
-        f"{s.agent.text} {s.verb.past}{' ' + s.theme.text if ok else ''} {p.choice((adverb, pick_time(p)))}"
-    )
+    return f"{s.agent.text} {s.verb.past}{' ' + s.theme.text if ok else ''} {p.choice((adverb, pick_time(p)))}"
 
 
 def _dative(p: Picker, ok: bool) -> str:
@@ -318,9 +314,7 @@ def _relative(p: Picker, ok: bool) -> str:
         return f"{thing} {p.choice(('which ', 'that ', ''))}{s.agent.text} {s.verb.past} was {adjective}"
     if p.chance(0.5):
         return f"{thing} that {s.agent.text} {s.verb.past} {p.choice(('it', 'him', 'them'))} was {adjective}"
-    return (
-        f"{thing} {p.choice(('who', 'what', 'where', 'whose'))} {s.agent.text} {s.verb.past} was {adjective}"
-    )
+    return f"{thing} {p.choice(('who', 'what', 'where', 'whose'))} {s.agent.text} {s.verb.past} was {adjective}"
 
 
 def _relative_subject(p: Picker, ok: bool) -> str:
@@ -349,10 +343,7 @@ def _adverb_order(p: Picker, ok: bool) -> str:
     if ok:
         return p.choice((f"{agent} {adverb} {verb} {theme}", f"{agent} {verb} {theme} {adverb}")) + _tail(p)
     return p.choice(
-        (
-            f"{agent} {verb} {adverb} {theme}",
-            f"{s.agent.text.replace('the ', f'the {adverb} ')} {verb} {theme}",
-        )
+        (f"{agent} {verb} {adverb} {theme}", f"{s.agent.text.replace('the ', f'the {adverb} ')} {verb} {theme}")
     ) + _tail(p)
 
 
@@ -378,9 +369,7 @@ def _article(p: Picker, ok: bool) -> str:
 def _comparison(p: Picker, ok: bool) -> str:
     """Compare with *than* and *as*."""
     short = p.choice(("tall", "old", "strong", "young", "fast", "short", "kind", "slow"))
-    long = p.choice(
-        ("talkative", "patient", "impatient", "generous", "careful", "polite", "nervous", "jealous")
-    )
+    long = p.choice(("talkative", "patient", "impatient", "generous", "careful", "polite", "nervous", "jealous"))
     one, two = _someone(p, adjective=0), _someone(p, adjective=0)
     good = (f"{short}er than", f"as {short} as", f"more {long} than", f"as {long} as", f"less {long} than")
     bad = (
@@ -470,10 +459,7 @@ def _raising(p: Picker, ok: bool) -> str:
             )
         )
     return p.choice(
-        (
-            f"{s.agent.text} {seem} that {s.verb.past}{rest}",
-            f"it {seem} {s.agent.text} to {s.verb.lemma}{rest}",
-        )
+        (f"{s.agent.text} {seem} that {s.verb.past}{rest}", f"it {seem} {s.agent.text} to {s.verb.lemma}{rest}")
     )
 
 
@@ -589,9 +575,7 @@ class _Review:
 
     def degree(self) -> str:
         """Pick an intensifier, or none."""
-        return self.p.choice(
-            ("", "", "", "really ", "thoroughly ", "truly ", "rather ", "utterly ", "quite ")
-        )
+        return self.p.choice(("", "", "", "really ", "thoroughly ", "truly ", "rather ", "utterly ", "quite "))
 
 
 def _fragment(r: _Review, good: bool) -> str:
@@ -602,9 +586,7 @@ def _fragment(r: _Review, good: bool) -> str:
         phrase = f"{first} and {r.word(good, first)} {r.item}"
     else:
         phrase = f"{r.degree()}{first} {r.item}"
-    return with_article(phrase) + p.choice(
-        ("", f" whose {r.aspect()} is {r.word(good)}", " from start to finish")
-    )
+    return with_article(phrase) + p.choice(("", f" whose {r.aspect()} is {r.word(good)}", " from start to finish"))
 
 
 def _statement(r: _Review, good: bool) -> str:
@@ -639,9 +621,7 @@ def _effect(r: _Review, good: bool) -> str:
     crowd = p.choice(("its audience", "the crowd", "everyone", "even its fans", "us", "the critics"))
     if r.kind == "venue":
         crowd = p.choice(("its guests", "every visitor", "us", "the regulars", "everyone"))
-    frame = p.choice(
-        ("the {a} never fails to {v} {c}", "this {i} will {v} {c}", "the {a} manages to {v} {c}")
-    )
+    frame = p.choice(("the {a} never fails to {v} {c}", "this {i} will {v} {c}", "the {a} manages to {v} {c}"))
     if p.chance(0.5):
         good = not good
         frame = p.choice(
@@ -721,9 +701,7 @@ def _comparative(r: _Review, good: bool) -> str:
             ("the {a} is far less {w} than one would expect", "the {i} is not half as {w} as people say")
         )
     other = (
-        p.choice(("the first season", "earlier years", "the original"))
-        if r.kind == "story"
-        else "earlier years"
+        p.choice(("the first season", "earlier years", "the original")) if r.kind == "story" else "earlier years"
     )
     text = frame.format(a=aspect, i=r.item, w=word, o=other)
     return text.replace("has a " + r.item, "has " + with_article(r.item))

@@ -261,7 +261,7 @@ class DiscreteKeyValueBottleneck(nn.Module):
         passes : int
             Passes of `update_keys` over the sample.
         batch_size : int
-            Vectors a step of `update_keys`.
+            Vectors a step of `update_keys`, at most.
         decay : float
             Of the running means, 0 to 1.
         max_vectors : int
@@ -299,7 +299,8 @@ class DiscreteKeyValueBottleneck(nn.Module):
         rows = []
         for _ in range(passes):
             order = torch.randperm(len(vectors), generator=generator)
-            for part in order.split(batch_size):
+            # equal parts: a short last one would show fewer keys in use
+            for part in order.tensor_split(-(-len(order) // batch_size)):
                 rows.append({"step": len(rows), **self.update_keys(vectors[part], decay, generator)})
         return pd.DataFrame(rows)
 
@@ -323,7 +324,8 @@ class DiscreteKeyValueBottleneck(nn.Module):
         With n the hits of a key in this step and s the sum of those vectors, its count becomes
         ``decay * count + (1 - decay) * n``, its sum ``decay * count * key + (1 - decay) * s``, and the key
         their quotient (van den Oord et al., arXiv 1711.00937, appendix A.1). A dead key is replaced by a
-        random vector of this step and gets an average count with it, or the next step would undo it.
+        random vector of this step and gets an average count with it, or it would pass for dead, and be
+        replaced again, in the next step.
 
         Parameters
         ----------

@@ -352,6 +352,7 @@ def distil(
         As `load_glue` and `get_profile`.
     """
     experiment = Experiment(task, source, profile, seed, runs)
+    teacher = experiment.teacher  # first of all: a weak one ends the run here
     scores = experiment.scores()
     rows = {"train": len(experiment.train) + len(experiment.held_out)}
     rows |= {name.removesuffix("_matched"): len(split) for name, split in experiment.validation.items()}
@@ -375,8 +376,7 @@ def distil(
         aside = output / f"metrics.json.{os.getpid()}.partial"
         aside.write_text(json.dumps(metrics, indent=1) + "\n")
         aside.replace(output / "metrics.json")
-    e = experiment
-    return Distilled(e.teacher, e.fine_tuned, e.distilled, e.bottleneck, metrics)
+    return Distilled(teacher, experiment.fine_tuned, experiment.distilled, experiment.bottleneck, metrics)
 
 
 def _peak_memory_mb() -> float:

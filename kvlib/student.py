@@ -137,7 +137,6 @@ class DistilBERTwithBottleNeck(DistilBertPreTrainedModel):
             )
             if config.decoder == "linear":
                 self.decoder = nn.Linear(self.bottleneck.values[:, 0].numel(), config.num_labels)
-            self.distilbert.requires_grad_(False)
         else:
             self.classifier = nn.Linear(config.dim, config.num_labels)
         self.post_init()
@@ -241,10 +240,10 @@ class DistilBERTwithBottleNeck(DistilBertPreTrainedModel):
         return student
 
     def train(self, mode: bool = True) -> "DistilBERTwithBottleNeck":
-        """Set training mode; the frozen encoder behind a bottleneck stays in evaluation mode (no dropout)."""
+        """Set training mode; the encoder behind a bottleneck stays frozen and in evaluation mode (no dropout)."""
         super().train(mode)
         if self.config.has_bottleneck:
-            self.distilbert.eval()
+            self.distilbert.eval().requires_grad_(False)
         return self
 
     @torch.no_grad()

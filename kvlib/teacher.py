@@ -363,7 +363,7 @@ def cached_logits(teacher: PreTrainedModel, dataset: CustomDataset, path: str | 
     made_from = {
         "teacher": fingerprint(teacher),
         "tokenizer": tokenizer_fingerprint(dataset.tokenizer),
-        "examples": dataset.fingerprint,
+        "rows": dataset.fingerprint,
     }
     if path.exists():
         with safe_open(path, framework="pt") as stored:

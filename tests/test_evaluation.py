@@ -24,7 +24,7 @@ def test_pushes_sum_to_the_logits(student, tokenizer):
     encoded = tokenizer(FIRST, SECOND, return_tensors="pt")
     with torch.inference_mode():
         output = student(**encoded)
-    pushes = frame[["push_not_equivalent", "push_equivalent"]].sum().to_numpy(np.float32)
+    pushes = frame[["push_not_equivalent", "push_equivalent"]].sum().to_numpy(np.float32).copy()
     torch.testing.assert_close(torch.from_numpy(pushes), output.logits[0], atol=1e-5, rtol=1e-5)
     fired = frame[frame["codebook"] >= 0].pivot(index="position", columns="codebook", values="key")
     assert (fired.to_numpy() == output.key_indices[0].numpy()).all()

@@ -90,6 +90,7 @@ def test_padding_and_batching_change_nothing_and_every_option_saves(student, sma
     loaded = DistilBERTwithBottleNeck.from_pretrained(tmp_path)
     assert torch.equal(predict_logits(loaded, train), predict_logits(found, train))
     assert loaded.bottleneck.frozen
+    assert not any(parameter.requires_grad for parameter in loaded.distilbert.parameters())
 
 
 def test_order_of_rows_changes_nothing(with_bottleneck, small):

@@ -115,7 +115,7 @@ def test_cached_logits_are_computed_once_and_refused_for_anything_else(
     assert torch.equal(cached_logits(pretrained, train, path), logits)
     assert path.stat().st_mtime_ns == written
     assert [p.name for p in tmp_path.iterdir()] == ["logits.safetensors"]
-    with pytest.raises(ValueError, match="another examples"):
+    with pytest.raises(ValueError, match="another rows"):
         cached_logits(pretrained, held_out, path)
     other = copy.deepcopy(pretrained)
     with torch.no_grad():
@@ -125,7 +125,7 @@ def test_cached_logits_are_computed_once_and_refused_for_anything_else(
     renamed = copy.deepcopy(tokenizer)
     renamed.add_tokens(["[NEW]"])
     relabelled = CustomDataset(mrpc["train"].select(range(4)), renamed, "mrpc")
-    with pytest.raises(ValueError, match="another tokenizer and examples"):
+    with pytest.raises(ValueError, match="another tokenizer and rows"):
         cached_logits(pretrained, relabelled, path)
 
 
