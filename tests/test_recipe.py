@@ -113,13 +113,12 @@ def test_a_teacher_no_better_than_the_majority_is_refused(tmp_path):
 
 @pytest.mark.parametrize("task", ["stsb", "mnli"])
 def test_regression_and_two_validation_splits_run_through(task, tmp_path):
-    source = write_rows(tmp_path / "glue", task, 96)
-    profile = replace(PROFILES["quick"], teacher_epochs=2, student_epochs=1, bottleneck_epochs=2, codebook_size=16)
-    experiment = Experiment(task, source, profile, runs=tmp_path / "runs")
-    try:
-        scores = experiment.scores()
-    except WeakTeacherError:
-        pytest.skip("96 rows did not make a teacher on this processor")
+    # three words that tell the three classes: 96 rows teach the teacher enough
+    words = {0: "yes", 1: "maybe", 2: "no", -1: "maybe"}
+    telling = {"hypothesis": lambda frame: frame["label"].map(words)} if task == "mnli" else {}
+    source = write_rows(tmp_path / "glue", task, 96, **telling)
+    profile = replace(PROFILES["quick"], teacher_epochs=4, student_epochs=1, bottleneck_epochs=2, codebook_size=16)
+    scores = Experiment(task, source, profile, runs=tmp_path / "runs").scores()
     expected = {"pearson", "spearman"} if task == "stsb" else {"accuracy", "f1", "mcc"}
     if task == "mnli":
         expected |= {f"{name}_mismatched" for name in expected}
