@@ -1,12 +1,13 @@
 """kvlib: distil BERT into a DistilBERT with a discrete key-value bottleneck on GLUE."""
 
-from kvlib.bottleneck import DiscreteKeyValueBottleneck, nearest_keys
+from kvlib.bottleneck import DiscreteKeyValueBottleneck
 from kvlib.data import TASKS, CustomDataset, hold_out, load_glue
 from kvlib.evaluation import evaluate
 from kvlib.loss import distillation_loss
 from kvlib.metrics import compute_metrics
 from kvlib.profiles import PROFILES, get_profile
 from kvlib.recipe import Experiment, distil
+from kvlib.search import nearest_keys
 from kvlib.student import DistilBERTwithBottleNeck
 from kvlib.teacher import BERTbase, fine_tune, load_tokenizer, predict_logits
 from kvlib.training import DistillationTrainer, KeyIndexDataset

@@ -5,48 +5,21 @@ Shape comments: N vectors, C codebooks, K keys a codebook, d = dim_key.
 """
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import pandas as pd
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from sklearn.cluster import kmeans_plusplus
 from torch import Tensor, nn
 
-# scores held at once while searching: 2^24 float32 are 64 MiB, whatever N, C and K are
-_SEARCH_BUDGET = 2**24
+from kvlib.reservoir import processes, read_stream
+from kvlib.search import SCORES, full_precision, nearest_keys, require_finite
+
 # a key with fewer than this share of the average number of hits is dead and gets replaced
 _DEAD_SHARE = 0.03
-
-
-def nearest_keys(vectors: Tensor, keys: Tensor) -> Tensor:
-    """Find the nearest key of every codebook by squared Euclidean distance.
-
-    Parameters
-    ----------
-    vectors : torch.Tensor
-        Shape ``(N, C, d)``.
-    keys : torch.Tensor
-        Shape ``(C, K, d)``, same dtype.
-
-    Returns
-    -------
-    torch.Tensor
-        Key indices, shape ``(N, C)``, int64.
-    """
-    # centred first: far from the origin the squares are large and their small differences are lost
-    centre = keys.mean(1, keepdim=True)  # (C, 1, d)
-    keys, vectors = keys - centre, vectors - centre.squeeze(1)
-    # |x - k|²/2 = |x|²/2 - x·k + |k|²/2: the first term is the same for all keys and left out, the others
-    # are one matrix product of [x, 1] and [-k, |k|²/2]
-    queries = F.pad(vectors, (0, 1), value=1.0)  # (N, C, d + 1)
-    keys = torch.cat([-keys, keys.square().sum(-1, keepdim=True) / 2], dim=-1)  # (C, K, d + 1)
-    chunk = max(1, _SEARCH_BUDGET // (keys.shape[0] * keys.shape[1]))
-    found = [
-        torch.bmm(part.transpose(0, 1), keys.transpose(1, 2)).argmin(-1).T  # scores are (C, chunk, K)
-        for part in queries.split(chunk)
-    ]
-    return torch.cat(found) if found else vectors.new_empty((0, keys.shape[0]), dtype=torch.int64)
 
 
 class DiscreteKeyValueBottleneck(nn.Module):
@@ -56,7 +29,7 @@ class DiscreteKeyValueBottleneck(nn.Module):
     the index of its nearest key, and the value stored under that index is handed on. Keys are fitted on
     unlabelled hidden states by `init_keys` and never move after `freeze_keys`; values are trained, and a
     gradient reaches only the values that were handed out. None reaches the encoder: the derivative of an
-    argmin is zero.
+    argmin is zero. Everything here stays in float32, whatever the rest of a model is cast to.
 
     Parameters
     ----------
@@ -74,16 +47,18 @@ class DiscreteKeyValueBottleneck(nn.Module):
     dim_key : int, optional
         Size of a key, for ``"random"`` only; by default dim / C, rounded down.
     standardize : bool
-        Subtract the mean and divide by the standard deviation of every hidden dimension, both measured by
-        `init_keys`; otherwise BERT's few large dimensions decide every distance of their codebook.
+        Divide every hidden dimension by its standard deviation as measured by `init_keys`; otherwise BERT's few
+        large dimensions decide every distance of their codebook. The mean is always subtracted.
 
     Attributes
     ----------
     keys : torch.Tensor
-        Buffer, ``(C, K, dim_key)``, float32.
+        Buffer, ``(C, K, dim_key)``.
     values : torch.nn.Parameter
         ``(C, K, dim_value)``, zero at the start (section 3 of the ICML paper). Train them without weight
-        decay: it would shrink the values that no input selected.
+        decay, which shrinks the values that no input selected: with AdamW and ``weight_decay=0`` a value never
+        selected stays as it is, bit for bit; one selected earlier still drifts with Adam's momentum. Where that
+        matters (continual learning), use SGD without momentum: it moves only what this step selected.
     counts : torch.Tensor
         Buffer, ``(C, K)``: running mean of the hits a step of each key.
     mean, std : torch.Tensor
@@ -106,8 +81,10 @@ class DiscreteKeyValueBottleneck(nn.Module):
         standardize: bool = True,
     ) -> None:
         super().__init__()
-        if min(dim, num_codebooks, codebook_size) < 1:
-            raise ValueError(f"sizes must be positive, got {dim=}, {num_codebooks=}, {codebook_size=}")
+        if min(dim, num_codebooks, codebook_size, dim_value or 1, dim_key or 1) < 1:
+            raise ValueError(
+                f"sizes must be positive, got {dim=}, {num_codebooks=}, {codebook_size=}, {dim_value=}, {dim_key=}"
+            )
         if projection not in ("chunk", "random"):
             raise ValueError(f"projection is {projection!r}, expected 'chunk' or 'random'")
         if projection == "chunk" and (dim % num_codebooks or dim_key not in (None, dim // num_codebooks)):
@@ -138,6 +115,14 @@ class DiscreteKeyValueBottleneck(nn.Module):
             # scaled so that a projected coordinate has the variance of a hidden dimension
             nn.init.normal_(self.projections, std=self.mean.numel() ** -0.5)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        # module.to(), .half(), .bfloat16() and .cuda() all come here: follow to the device, not to the dtype
+        def keep_dtype(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(keep_dtype, recurse)
+
     @property
     def num_codebooks(self) -> int:
         """C."""
@@ -150,18 +135,17 @@ class DiscreteKeyValueBottleneck(nn.Module):
 
     def split(self, hidden_states: Tensor) -> Tensor:
         """Standardise hidden states ``(N, dim)`` and turn them into one vector a codebook, ``(N, C, dim_key)``."""
-        vectors = hidden_states.float()
+        vectors = hidden_states.float() - self.mean
         if self.standardize:
-            vectors = (vectors - self.mean) / self.std
+            vectors = vectors.div_(self.std)
         if self.projection == "random":
-            vectors = vectors @ self.projections
+            with full_precision(vectors.device):
+                vectors = vectors @ self.projections
         return vectors.unflatten(-1, (self.num_codebooks, -1))
 
     @torch.no_grad()
     def quantize(self, hidden_states: Tensor) -> Tensor:
-        """Find the key indices of hidden states.
-
-        The search runs in float32 whatever the model's dtype or autocast: in half precision near keys tie.
+        """Find the key indices of hidden states, in float32 whatever the model's dtype or autocast.
 
         Parameters
         ----------
@@ -180,23 +164,16 @@ class DiscreteKeyValueBottleneck(nn.Module):
         RuntimeError
             If `init_keys` has not been called.
         """
-        flat = self._check(hidden_states)
-        if not self.counts.any():
-            raise RuntimeError("the bottleneck has no keys yet: call init_keys(batches of hidden states) first")
-        with torch.autocast(hidden_states.device.type, enabled=False):
-            indices = nearest_keys(self.split(flat), self.keys)
+        dim = len(self.mean)
+        if hidden_states.shape[-1:] != (dim,):
+            raise ValueError(f"hidden_states has shape {tuple(hidden_states.shape)}, expected (..., {dim})")
+        require_finite(hidden_states, "hidden_states")
+        self._require_keys()
+        flat = hidden_states.reshape(-1, dim)
+        # in parts: their standardised copies stay small
+        parts = flat.split(max(1, 2 * SCORES // dim))
+        indices = torch.cat([nearest_keys(self.split(part), self.keys) for part in parts])
         return indices.view(*hidden_states.shape[:-1], self.num_codebooks)
-
-    def _check(self, hidden_states: Tensor) -> Tensor:
-        if hidden_states.shape[-1:] != self.mean.shape:
-            raise ValueError(
-                f"hidden_states has shape {tuple(hidden_states.shape)}, expected (..., {len(self.mean)})"
-            )
-        flat = hidden_states.reshape(-1, len(self.mean))
-        finite = torch.isfinite(flat).all(-1)
-        if not finite.all():
-            raise ValueError(f"hidden_states holds NaN or infinity, first in vector {int((~finite).nonzero()[0])}")
-        return flat
 
     def lookup(self, key_indices: Tensor) -> Tensor:
         """Hand out values: key indices ``(..., C)`` to values ``(..., C, dim_value)``."""
@@ -232,32 +209,43 @@ class DiscreteKeyValueBottleneck(nn.Module):
         if self.training and not self.frozen:
             raise RuntimeError("the keys are not frozen: call init_keys(batches), then freeze_keys(), then train")
 
+    def _require_keys(self) -> None:
+        if not self.counts.any():
+            raise RuntimeError("the bottleneck has no keys yet: call init_keys(batches of hidden states) first")
+
+    def _require_moving(self) -> None:
+        if self.frozen:
+            raise RuntimeError("the keys are frozen: build a new bottleneck to fit new ones")
+
     def freeze_keys(self) -> None:
         """Fix keys, counts, standardisation and projection for ever."""
-        if not self.counts.any():
-            raise RuntimeError("there are no keys to freeze: call init_keys(batches of hidden states) first")
+        self._require_keys()
         self.frozen.fill_(True)
 
     @torch.no_grad()
     def init_keys(
         self,
-        batches: Iterable[Tensor],
+        batches: Iterable[Tensor | tuple[Tensor, Tensor]],
         passes: int = 5,
         batch_size: int = 2048,
         decay: float = 0.95,
         max_vectors: int = 65536,
+        start: Literal["sample", "k-means++"] = "sample",
         seed: int = 0,
     ) -> pd.DataFrame:
         """Fit standardisation and keys on unlabelled hidden states.
 
-        One pass over `batches` measures mean and standard deviation and draws a uniform sample of
-        `max_vectors` vectors, so memory does not grow with the data. The keys start as distinct vectors of
-        the sample and then follow the running mean of the vectors nearest to them.
+        One pass over `batches` measures mean and standard deviation and draws a uniform sample of at most
+        `max_vectors`, so memory does not grow with the data; the keys then follow the running means of the
+        sample's vectors. The result depends on the set of vectors and the seed, not on the order of the vectors
+        or how they are batched. Under `torch.distributed` every process brings its own batches, all end with the
+        keys of one process that has them all (up to rounding), and the search is shared among them.
 
         Parameters
         ----------
-        batches : iterable of torch.Tensor
-            Hidden states ``(N, dim)``, real tokens or pooled states only. A generator will do.
+        batches : iterable
+            Of hidden states ``(..., dim)``, or of pairs of them and weights ``(...)``, for example an attention
+            mask: vectors of weight 0 are left out. A generator will do.
         passes : int
             Passes of `update_keys` over the sample.
         batch_size : int
@@ -265,9 +253,12 @@ class DiscreteKeyValueBottleneck(nn.Module):
         decay : float
             Of the running means, 0 to 1.
         max_vectors : int
-            Size of the sample.
+            Size of the sample. A key is a mean of `max_vectors` / K vectors: raise it with K.
+        start : {"sample", "k-means++"}
+            Keys start as distinct vectors of the sample, drawn uniformly or far from one another (Arthur &
+            Vassilvitskii 2007; slow for thousands of keys).
         seed : int
-            Of the sample, its order and the replacement of dead keys.
+            Of the sample, the start, the order of steps and the replacement of dead keys.
 
         Returns
         -------
@@ -281,44 +272,48 @@ class DiscreteKeyValueBottleneck(nn.Module):
         RuntimeError
             If the keys are frozen.
         ValueError
-            If there are no vectors, or one is not finite.
+            If there are no vectors, one is not finite, a weight is negative, or `start` is unknown.
 
         Warns
         -----
         UserWarning
             If `codebook_size` exceeds a quarter of the distinct vectors.
         """
-        if self.frozen:
-            raise RuntimeError("the keys are frozen: build a new bottleneck to fit new ones")
+        self._require_moving()
+        if start not in ("sample", "k-means++"):
+            raise ValueError(f"start is {start!r}, expected 'sample' or 'k-means++'")
+        device = self.keys.device
+        sample = read_stream(batches, len(self.mean), max_vectors, seed, device)
+        distinct = sample.first.nonzero().squeeze(1)
+        if self.codebook_size > len(distinct) / 4:
+            warnings.warn(
+                f"{self.codebook_size} keys a codebook are many for {len(distinct)} distinct vectors: most keys "
+                "will hold one vector or none; use a smaller codebook_size or more data",
+                stacklevel=3,
+            )
+        self.mean.copy_(sample.mean)
+        self.std.copy_(sample.std)
+        vectors, weights = self.split(sample.vectors.to(device)), sample.weights.to(device)
+        if start == "sample":
+            self.keys.copy_(vectors[distinct[torch.arange(self.codebook_size) % len(distinct)]].transpose(0, 1))
+        else:
+            self.keys.copy_(_spread_keys(vectors, weights, self.codebook_size, seed))
+        self.counts.fill_(1.0)
         generator = torch.Generator().manual_seed(seed)
-        sample, mean, std = _sample_and_moments(map(self._check, batches), max_vectors, generator)
-        self.mean.copy_(mean)
-        self.std.copy_(std)
-        vectors = self.split(sample.to(self.keys.device))
-        self._start_keys(sample, vectors, generator)
         rows = []
         for _ in range(passes):
             order = torch.randperm(len(vectors), generator=generator)
             # equal parts: a short last one would show fewer keys in use
             for part in order.tensor_split(-(-len(order) // batch_size)):
-                rows.append({"step": len(rows), **self.update_keys(vectors[part], decay, generator)})
+                rows.append(
+                    {"step": len(rows), **self.update_keys(vectors[part], decay, generator, weights[part])}
+                )
         return pd.DataFrame(rows)
 
-    def _start_keys(self, sample: Tensor, vectors: Tensor, generator: torch.Generator) -> None:
-        first_rows = _first_occurrences(sample)
-        if self.codebook_size > len(first_rows) / 4:
-            warnings.warn(
-                f"{self.codebook_size} keys a codebook are many for {len(first_rows)} distinct vectors: most keys "
-                "will hold one vector or none; use a smaller codebook_size or more data",
-                stacklevel=3,
-            )
-        order = first_rows[torch.randperm(len(first_rows), generator=generator)]
-        chosen = order[torch.arange(self.codebook_size) % len(order)]
-        self.keys.copy_(vectors[chosen].transpose(0, 1))
-        self.counts.fill_(1.0)
-
     @torch.no_grad()
-    def update_keys(self, vectors: Tensor, decay: float, generator: torch.Generator) -> dict[str, float]:
+    def update_keys(
+        self, vectors: Tensor, decay: float, generator: torch.Generator, weights: Tensor | None = None
+    ) -> dict[str, float]:
         """Move every key towards the running mean of the vectors nearest to it.
 
         With n the hits of a key in this step and s the sum of those vectors, its count becomes
@@ -330,58 +325,96 @@ class DiscreteKeyValueBottleneck(nn.Module):
         Parameters
         ----------
         vectors : torch.Tensor
-            Standardised vectors, one a codebook, ``(N, C, dim_key)``, as `split` gives them.
+            Standardised vectors, one a codebook, ``(N, C, dim_key)``, as `split` gives them. Under
+            `torch.distributed` the same in every process; each searches its share of them.
         decay : float
             Of the running means.
         generator : torch.Generator
             Chooses the replacements.
+        weights : torch.Tensor, optional
+            ``(N,)``: a vector of weight 2 counts like two equal ones; 1 by default.
 
         Returns
         -------
         dict of str to float
             The columns of `init_keys`' frame, measured before the move.
+
+        Raises
+        ------
+        RuntimeError
+            If the keys are frozen.
         """
-        C, K, d = self.keys.shape
-        indices = nearest_keys(vectors, self.keys)
-        flat = (indices + torch.arange(C, device=indices.device) * K).flatten()
-        hits = torch.bincount(flat, minlength=C * K).view(C, K).float()
-        sums = vectors.new_zeros(C * K, d).index_add_(0, flat, vectors.reshape(-1, d)).view(C, K, d)
-        error = (vectors - self.keys.view(C * K, d)[flat].view_as(vectors)).square().mean()
+        self._require_moving()
+        weights = vectors.new_ones(len(vectors)) if weights is None else weights.to(vectors)
+        spread = (vectors - (vectors * weights.view(-1, 1, 1)).sum(0) / weights.sum()).square().sum((1, 2))
+        hits, sums, error = self._statistics(vectors, weights)
 
         running_sums = decay * self.counts.unsqueeze(-1) * self.keys + (1 - decay) * sums
         self.counts.mul_(decay).add_(hits, alpha=1 - decay)
         self.keys.copy_(running_sums / self.counts.unsqueeze(-1))
 
-        average = len(vectors) / K
+        average = float(weights.sum()) / self.codebook_size
         codebook, key = (self.counts < _DEAD_SHARE * min(1.0, average)).nonzero(as_tuple=True)
-        row = torch.randint(len(vectors), (len(key),), generator=generator).to(key.device)
-        self.keys[codebook, key] = vectors[row, codebook]
-        self.counts[codebook, key] = average
+        if len(key):
+            row = torch.multinomial(weights.cpu(), len(key), replacement=True, generator=generator).to(key.device)
+            self.keys[codebook, key] = vectors[row, codebook]
+            self.counts[codebook, key] = average
 
-        share = hits / len(vectors)
+        share = hits / weights.sum()
         return {
             "used_fraction": float((hits > 0).float().mean()),
             "perplexity": float(torch.exp(torch.special.entr(share).sum(-1)).mean()),
-            "quantization_error": float(error / vectors.var(0, correction=0).mean().clamp_min(1e-12)),
+            "quantization_error": float(error / (weights @ spread).clamp_min(torch.finfo(spread.dtype).tiny)),
         }
 
-    def usage(self, key_indices: Tensor) -> pd.DataFrame:
+    def _statistics(self, vectors: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Sum up weights ``(C, K)`` and vectors ``(C, K, d)`` by nearest key, and all squared distances."""
+        C, K, d = self.keys.shape
+        if processes() > 1:
+            vectors, weights = (part[dist.get_rank() :: processes()] for part in (vectors, weights))
+        flat = (nearest_keys(vectors, self.keys) + torch.arange(C, device=vectors.device) * K).flatten()
+        shares = weights.repeat_interleave(C)
+        hits = vectors.new_zeros(C * K).index_add_(0, flat, shares)
+        weighted = vectors.reshape(-1, d) * shares.unsqueeze(-1)
+        sums = vectors.new_zeros(C * K, d).index_add_(0, flat, weighted)
+        error = shares @ (vectors.reshape(-1, d) - self.keys.view(-1, d)[flat]).square().sum(-1)
+        if processes() > 1:
+            for statistic in (hits, sums, error):
+                dist.all_reduce(statistic)
+        return hits.view(C, K), sums.view(C, K, d), error
+
+    def usage(
+        self, key_indices: Tensor, hidden_states: Tensor | None = None, training: Tensor | None = None
+    ) -> pd.DataFrame:
         """Say how a split uses each codebook.
 
         Parameters
         ----------
         key_indices : torch.Tensor
             Shape ``(..., C)``; rows of -1 (padding) are left out.
+        hidden_states : torch.Tensor, optional
+            Shape ``(N, dim)``: what the N rows that are no padding were found for, in their order.
+        training : torch.Tensor, optional
+            Key indices of the split that the values were trained on, ``(..., C)``.
 
         Returns
         -------
         pandas.DataFrame
             One row a codebook: ``codebook``; ``used_fraction``, the share of keys hit at least once;
             ``dead_keys``, the number never hit; ``perplexity``, exp of the entropy of the hits (K if all keys
-            are hit alike, 1 if one takes all); ``top1_share``, the share of hits of the most used key.
+            are hit alike, 1 if one takes all); ``top1_share``, the share of hits of the most used key;
+            ``quantization_error``, the mean squared distance to the key over the variance of the vectors (NaN
+            without `hidden_states`); ``unseen_share``, the share of hits on keys that `training` never hits,
+            whose values are still zero (NaN without it).
         """
         hits = self.hits(key_indices)
         share = hits / hits.sum(-1, keepdim=True)
+        unseen = torch.full_like(share[:, 0], torch.nan)
+        if training is not None:
+            unseen = (share * (self.hits(training) == 0)).sum(-1)
+        error = torch.full_like(unseen, torch.nan)
+        if hidden_states is not None:
+            error = self._quantization_error(key_indices, hidden_states).cpu()
         return pd.DataFrame(
             {
                 "codebook": range(self.num_codebooks),
@@ -389,6 +422,8 @@ class DiscreteKeyValueBottleneck(nn.Module):
                 "dead_keys": (hits == 0).sum(-1).numpy(),
                 "perplexity": torch.exp(torch.special.entr(share).sum(-1)).numpy(),
                 "top1_share": share.max(-1).values.numpy(),
+                "quantization_error": error.numpy(),
+                "unseen_share": unseen.numpy(),
             }
         )
 
@@ -402,42 +437,25 @@ class DiscreteKeyValueBottleneck(nn.Module):
         hits = torch.bincount(flat, minlength=self.num_codebooks * self.codebook_size)
         return hits.view(self.num_codebooks, self.codebook_size).double()
 
-
-def _sample_and_moments(
-    batches: Iterable[Tensor], max_vectors: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw a uniform sample and measure mean and standard deviation in one pass.
-
-    Every vector draws a random number and the `max_vectors` smallest stay: a uniform sample of a stream of
-    unknown length. Moments are merged batch by batch (Chan, Golub & LeVeque 1983) in float64.
-    """
-    sample, tickets, count = None, torch.empty(0, dtype=torch.float64), 0
-    for batch in batches:
-        batch = batch.detach().float().cpu()
-        if not len(batch):
-            continue
-        wide = batch.double()
-        if count == 0:
-            sample, mean, squares = batch[:0], torch.zeros_like(wide[0]), torch.zeros_like(wide[0])
-        shift = wide.mean(0) - mean
-        total = count + len(batch)
-        squares += (wide - wide.mean(0)).square().sum(0) + shift.square() * count * len(batch) / total
-        mean, count = mean + shift * len(batch) / total, total
-        tickets = torch.cat([tickets, torch.rand(len(batch), generator=generator, dtype=torch.float64)])
-        sample = torch.cat([sample, batch])
-        if len(sample) > max_vectors:
-            kept = tickets.topk(max_vectors, largest=False).indices.sort().values
-            sample, tickets = sample[kept], tickets[kept]
-    if count == 0:
-        raise ValueError("batches held no vectors: the keys need at least one hidden state")
-    std = (squares / count).sqrt()
-    # a dimension that never varies must not be divided by zero
-    std = torch.where(std > 1e-6 * mean.abs().clamp_min(1e-6), std, torch.ones_like(std))
-    return sample, mean.float(), std.float()
+    def _quantization_error(self, key_indices: Tensor, hidden_states: Tensor) -> Tensor:
+        """Divide the mean squared distance to the given keys by the variance, for each codebook: ``(C,)``."""
+        flat = key_indices.reshape(-1, self.num_codebooks).to(self.keys.device)
+        flat = flat[flat[:, 0] >= 0]
+        if len(flat) != len(hidden_states):
+            raise ValueError(
+                f"{len(flat)} rows of key_indices are no padding, but hidden_states has {len(hidden_states)}"
+            )
+        vectors = self.split(hidden_states.to(self.keys.device))
+        keys = self.keys[torch.arange(self.num_codebooks, device=flat.device), flat]  # (N, C, d)
+        spread = vectors.var(0, correction=0).sum(-1).clamp_min(torch.finfo(vectors.dtype).tiny)
+        return ((vectors - keys).square().sum(-1).mean(0) / spread).double()
 
 
-def _first_occurrences(vectors: Tensor) -> Tensor:
-    """Row numbers of the first occurrence of every distinct row."""
-    _, group = torch.unique(vectors, dim=0, return_inverse=True)
-    rows = torch.arange(len(vectors))
-    return torch.full((int(group.max()) + 1,), len(vectors)).scatter_reduce(0, group, rows, "amin")
+def _spread_keys(vectors: Tensor, weights: Tensor, codebook_size: int, seed: int) -> Tensor:
+    """Draw the keys of each codebook from ``(N, C, d)`` by k-means++: ``(C, K, d)``."""
+    size = min(codebook_size, len(vectors))
+    found = [
+        kmeans_plusplus(book, size, sample_weight=weights.cpu().numpy(), random_state=seed)[0]
+        for book in vectors.transpose(0, 1).cpu().numpy()
+    ]
+    return torch.stack([torch.from_numpy(book) for book in found])[:, torch.arange(codebook_size) % size]

@@ -1,0 +1,171 @@
+"""Exact nearest-key search in bounded memory.
+
+Shape comments: N vectors, C codebooks, K keys a codebook, d = dim_key; at one time G codebooks, n vectors, and
+keys in W blocks.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# scores held at once: 2^21 float32 are 8 MiB, which a processor's cache can hold
+SCORES = 2**21
+# keys whose smallest score is taken at once
+_BLOCK = 64
+
+
+def require_finite(tensor: Tensor, name: str) -> None:
+    """Raise ValueError that names the first place of a NaN or an infinity in `tensor`."""
+    # min and max show either without a copy
+    if not tensor.numel() or torch.isfinite(torch.stack(tensor.aminmax())).all():
+        return
+    place = (~torch.isfinite(tensor)).nonzero()[0].tolist()
+    raise ValueError(f"{name} holds {tensor[tuple(place)].item()} at position {place}, expected finite numbers")
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Switch off autocast, TF32 and bfloat16 products: in low precision near keys tie."""
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
+
+
+@torch.no_grad()
+def nearest_keys(vectors: Tensor, keys: Tensor) -> Tensor:
+    """Find the nearest key of every codebook by squared Euclidean distance, exactly.
+
+    A matrix product gives scores that are right up to rounding; the smallest score of each block of keys, and a
+    bound on the rounding error, leave few keys that could be the nearest, nearly always one. Where there are
+    more, their distances are computed again in float64, as sums of squared differences, and the smallest
+    decides; among equal distances the lowest index wins. Memory beyond inputs and result does not grow with
+    N, C or K.
+
+    Parameters
+    ----------
+    vectors : torch.Tensor
+        Shape ``(N, C, d)``, float32 or float64.
+    keys : torch.Tensor
+        Shape ``(C, K, d)``, same dtype.
+
+    Returns
+    -------
+    torch.Tensor
+        Key indices, shape ``(N, C)``, int64.
+
+    Raises
+    ------
+    ValueError
+        If a number is NaN or infinite.
+    """
+    require_finite(vectors, "vectors")
+    require_finite(keys, "keys")
+    (N, C, d), K = vectors.shape, keys.shape[1]
+    width = -(-K // _BLOCK) * _BLOCK
+    rows = max(1, min(N, SCORES // width))
+    books = max(1, min(C, SCORES // (width * (rows + d))))
+    found = torch.empty(N, C, dtype=torch.int64, device=vectors.device)
+    scores = vectors.new_empty(books * width * rows)
+    with full_precision(vectors.device):
+        for book in range(0, C, books):
+            some_keys = keys[book : book + books]
+            some_vectors = vectors[:, book : book + books].transpose(0, 1)  # (G, N, d)
+            table, queries, slack = _factors(some_vectors, some_keys, width)
+            for row in range(0, N, rows):
+                part = slice(row, row + rows)
+                pair, key = _candidates(table, queries[..., part], slack[:, part], scores)
+                shape = slack[:, part].shape  # (G, n)
+                if len(pair) > shape.numel():
+                    pair, key = _settle(pair, key, some_vectors[:, part], some_keys)
+                chosen = pair.new_empty(shape.numel())
+                chosen[pair] = key
+                found[part, book : book + books] = chosen.view(shape).T
+    return found
+
+
+def _factors(vectors: Tensor, keys: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Bring vectors ``(G, N, d)`` and keys ``(G, K, d)`` into the factors of one matrix product.
+
+    ``|x - k|²/2 = |x|²/2 - x·k + |k|²/2``: the first term is the same for all keys and left out, the others are
+    the product of ``[-k, |k|²/2]`` and ``[x, 1]``. All is centred on the keys first: far from the origin the
+    squares are large and their small differences are lost.
+
+    Returns
+    -------
+    table : torch.Tensor
+        ``(G, width, d + 1)``; keys that fill the last block score infinity.
+    queries : torch.Tensor
+        ``(G, d + 1, N)``.
+    slack : torch.Tensor
+        ``(G, N)``: how far the score of the nearest key may lie above the smallest one.
+    """
+    d = vectors.shape[-1]
+    centre = keys.mean(1, keepdim=True)  # (G, 1, d)
+    vectors, keys = vectors - centre, keys - centre
+    squares = keys.square().sum(-1, keepdim=True)  # (G, K, 1)
+    padding = (0, 0, 0, width - keys.shape[1])
+    table = torch.cat([F.pad(-keys, padding), F.pad(squares / 2, padding, value=torch.inf)], dim=-1)
+    queries = F.pad(vectors, (0, 1), value=1.0).transpose(1, 2)
+    # twice the rounding error of a score: that of centring and of d + 1 terms (Higham 2002, section 3.1)
+    radius = squares.amax(1).sqrt()
+    limits = torch.finfo(vectors.dtype)
+    slack = (d + 5) * (limits.eps * radius * (vectors.norm(dim=-1) + radius) + limits.tiny)
+    return table, queries, slack
+
+
+def _candidates(table: Tensor, queries: Tensor, slack: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Find all keys that could be the nearest to n vectors of each codebook; `scores` is memory to work in.
+
+    Returns
+    -------
+    pair : torch.Tensor
+        ``(M,)``: codebook · n + vector, each at least once.
+    key : torch.Tensor
+        ``(M,)``: a candidate of that pair.
+    """
+    (G, width, _), n = table.shape, queries.shape[-1]
+    # keys in rows, vectors in columns: this product and the minimum over rows are the fast ones on CPUs
+    scores = torch.bmm(table, queries, out=scores[: G * width * n].view(G, width, n))
+    least = scores.view(G, -1, _BLOCK, n).amin(2)  # (G, W, n)
+    highest = least.amin(1).add_(slack)  # (G, n)
+    # not "<=": where numbers are so large that scores overflow to NaN, every key is a candidate
+    block = torch.gt(least, highest.unsqueeze(1)).logical_not_().view(-1).nonzero()  # (B, 1), counting (G, W, n)
+    row = block % n
+    pair = row if G == 1 else (block // (least.shape[1] * n) * n).add_(row)
+    inside = torch.arange(0, _BLOCK * n, n, device=block.device)
+    near = scores.view(-1).take((block - row).mul_(_BLOCK).add_(row) + inside)  # (B, _BLOCK)
+    hit = torch.gt(near, highest.view(-1)[pair]).logical_not_().view(-1).nonzero().squeeze(1)  # (M,)
+    place = hit // _BLOCK
+    key = (block.squeeze(1)[place] // n % least.shape[1] * _BLOCK).add_(hit % _BLOCK)
+    return pair.squeeze(1)[place], key
+
+
+def _settle(pair: Tensor, key: Tensor, vectors: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Choose among the candidates of each pair by float64 distances; all of them get the winner's index."""
+    (_, n, d), K = vectors.shape, keys.shape[1]
+    real = key < K
+    pair, key = pair[real], key[real]
+    tied = (pair.bincount(minlength=vectors[..., 0].numel()) > 1)[pair]
+    pairs, candidates = pair[tied], key[tied]
+    distance = torch.empty(len(pairs), dtype=torch.float64, device=pair.device)
+    for part in torch.arange(len(pairs), device=pair.device).split(max(1, SCORES // (2 * d))):
+        book = pairs[part] // n
+        differences = vectors[book, pairs[part] % n].double() - keys[book, candidates[part]].double()
+        distance[part] = differences.square_().sum(-1)
+    best = distance.new_full(vectors[..., 0].shape, torch.inf).view(-1)
+    best.scatter_reduce_(0, pairs, distance, "amin")
+    wins = distance == best[pairs]
+    lowest = torch.full_like(best, K, dtype=torch.int64)
+    lowest.scatter_reduce_(0, pairs[wins], candidates[wins], "amin")
+    key[tied] = lowest[pairs]
+    return pair, key
