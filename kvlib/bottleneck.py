@@ -47,8 +47,8 @@ class DiscreteKeyValueBottleneck(nn.Module):
     dim_key : int, optional
         Size of a key, for ``"random"`` only; by default dim / C, rounded down.
     standardize : bool
-        Divide every hidden dimension by its standard deviation as measured by `init_keys`; otherwise BERT's few
-        large dimensions decide every distance of their codebook. The mean is always subtracted.
+        Subtract the mean and divide by the standard deviation of every hidden dimension, both measured by
+        `init_keys`; otherwise BERT's few large dimensions decide every distance of their codebook.
 
     Attributes
     ----------
@@ -135,9 +135,9 @@ class DiscreteKeyValueBottleneck(nn.Module):
 
     def split(self, hidden_states: Tensor) -> Tensor:
         """Standardise hidden states ``(N, dim)`` and turn them into one vector a codebook, ``(N, C, dim_key)``."""
-        vectors = hidden_states.float() - self.mean
+        vectors = hidden_states.float()
         if self.standardize:
-            vectors = vectors.div_(self.std)
+            vectors = (vectors - self.mean).div_(self.std)
         if self.projection == "random":
             with full_precision(vectors.device):
                 vectors = vectors @ self.projections
@@ -429,7 +429,7 @@ class DiscreteKeyValueBottleneck(nn.Module):
 
     def hits(self, key_indices: Tensor) -> Tensor:
         """Count how often each key is hit: key indices ``(..., C)``, -1 at padding, to ``(C, K)``, float64."""
-        flat = key_indices.reshape(-1, self.num_codebooks).cpu()
+        flat = key_indices.reshape(-1, self.num_codebooks).cpu().long()
         flat = flat[flat[:, 0] >= 0]
         if not len(flat):
             raise ValueError("key_indices is empty: there is no usage to count")
@@ -439,7 +439,7 @@ class DiscreteKeyValueBottleneck(nn.Module):
 
     def _quantization_error(self, key_indices: Tensor, hidden_states: Tensor) -> Tensor:
         """Divide the mean squared distance to the given keys by the variance, for each codebook: ``(C,)``."""
-        flat = key_indices.reshape(-1, self.num_codebooks).to(self.keys.device)
+        flat = key_indices.reshape(-1, self.num_codebooks).to(self.keys.device).long()
         flat = flat[flat[:, 0] >= 0]
         if len(flat) != len(hidden_states):
             raise ValueError(

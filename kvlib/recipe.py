@@ -277,7 +277,7 @@ class Experiment:
     ) -> pd.DataFrame:
         train, held_out, options = self.train, self.held_out, {"batch_size": self.profile.batch_size}
         if stage == "bottleneck":
-            train, held_out = KeyIndexDataset(model, train), KeyIndexDataset(model, held_out)
+            train, held_out = (KeyIndexDataset(model, split, self.runs) for split in (train, held_out))
             options |= {"weight_decay": 0.0, "train_sampling_strategy": "random"}
         if stage != "teacher":
             loss = {name: settings[name] for name in ("temperature", "alpha") if name in settings}

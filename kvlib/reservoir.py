@@ -69,7 +69,8 @@ def read_stream(
     ValueError
         If a shape is wrong, a number is not finite, a weight is negative, or there are no vectors.
     """
-    multipliers = torch.randint(-(2**63), 2**63 - 1, (dim,), generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    multipliers = torch.randint(-(2**63), 2**63 - 1, (dim + 1,), generator=generator)
     kept = [(torch.empty(0, dtype=torch.int64), torch.empty(0, dim), torch.empty(0))]
     size, cut = 0, 2**63 - 1
     moments = torch.zeros(1 + 2 * dim, dtype=torch.float64)  # weight, mean, sum of squares
@@ -139,7 +140,7 @@ def _merged(one: Tensor, other: Tensor) -> Tensor:
 def _hash(vectors: Tensor, multipliers: Tensor) -> Tensor:
     """Hash the bits of every row to 64: a random linear function, then xor-shifts that spread it over all bits."""
     bits = (vectors + 0.0).view(torch.int32).long()  # + 0.0 makes -0.0 equal to 0.0
-    tickets = (bits * multipliers).sum(1)  # wraps around
+    tickets = (bits * multipliers[1:]).sum(1) + multipliers[0]  # wraps around
     for shift in (32, 29):
         tickets = (tickets ^ (tickets >> shift)) * -7046029254386353131
     return tickets

@@ -49,7 +49,7 @@ class DistilBERTwithBottleNeckConfig(DistilBertConfig):
     decoder : {"mean", "linear"}
         ``"mean"`` takes the mean of the values over the codebooks as logits (no weights at all); ``"linear"``
         is dropout and a linear layer on the concatenated values.
-    num_codebooks, codebook_size, projection, standardize
+    num_codebooks, codebook_size, projection, dim_key, standardize
         As in `DiscreteKeyValueBottleneck`.
     """
 
@@ -62,6 +62,7 @@ class DistilBERTwithBottleNeckConfig(DistilBertConfig):
     num_codebooks: int = 64
     codebook_size: int = 4096
     projection: str = "chunk"
+    dim_key: int | None = None
     standardize: bool = True
 
 
@@ -133,7 +134,8 @@ class DistilBERTwithBottleNeck(DistilBertPreTrainedModel):
                 config.codebook_size,
                 config.num_labels if config.decoder == "mean" else None,
                 config.projection,
-                standardize=config.standardize,
+                config.dim_key,
+                config.standardize,
             )
             if config.decoder == "linear":
                 self.decoder = nn.Linear(self.bottleneck.values[:, 0].numel(), config.num_labels)
@@ -220,7 +222,8 @@ class DistilBERTwithBottleNeck(DistilBertPreTrainedModel):
         seed : int
             Of the keys and of a linear decoder's weights.
         **options
-            Further fields of the config: ``pooling``, ``pool``, ``decoder``, ``projection``, ``standardize``.
+            Further fields of the config: ``pooling``, ``pool``, ``decoder``, ``projection``, ``dim_key``,
+            ``standardize``.
 
         Returns
         -------

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -316,10 +316,11 @@ def predict_logits(model: PreTrainedModel, dataset: CustomDataset, batch_size: i
     return logits
 
 
-def fingerprint(model: nn.Module) -> str:
-    """SHA-256 of a model's weights and buffers, by name: changes whenever the model does."""
+def fingerprint(tensors: nn.Module | Mapping[str, Tensor]) -> str:
+    """SHA-256 of a model's weights and buffers, or of named tensors: changes whenever they do."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    named = tensors.state_dict() if isinstance(tensors, nn.Module) else tensors
+    for name, tensor in sorted(named.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -334,11 +335,51 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(fresh.to_str().encode()).hexdigest()
 
 
+def cached_tensors(
+    path: str | Path, made_from: dict[str, str], compute: Callable[[], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Return the tensors kept in `path`, computing them only if it does not exist.
+
+    The file (safetensors) is written aside and renamed, so it is whole or not there. It is read through a memory
+    map: a row comes from the disk when it is looked at.
+
+    Parameters
+    ----------
+    path : str or pathlib.Path
+        The cache file.
+    made_from : dict of str to str
+        Fingerprints of all that the tensors depend on, by name; kept in the file.
+    compute : callable
+        Gives the tensors by name.
+
+    Returns
+    -------
+    dict of str to torch.Tensor
+
+    Raises
+    ------
+    ValueError
+        If the file was made from something else; the message says from what.
+    """
+    path = Path(path)
+    if not path.exists():
+        tensors = compute()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        save_file(tensors, aside, metadata=made_from)
+        aside.replace(path)
+    with safe_open(path, framework="pt") as stored:
+        found = stored.metadata() or {}
+        differing = [name for name, value in made_from.items() if found.get(name) != value]
+        if differing:
+            raise ValueError(
+                f"{path} was made from another {' and '.join(differing)}: delete it, or choose another path"
+            )
+        return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
+
+
 def cached_logits(teacher: PreTrainedModel, dataset: CustomDataset, path: str | Path) -> Tensor:
     """Return the teacher's logits on `dataset`, computing them only if `path` does not exist.
-
-    The file (safetensors) holds the logits beside the examples' ``idx``, and the fingerprints of the teacher,
-    the tokenizer and the tokenised rows. It is written aside and renamed, so it is whole or not there.
 
     Parameters
     ----------
@@ -347,7 +388,7 @@ def cached_logits(teacher: PreTrainedModel, dataset: CustomDataset, path: str | 
     dataset : CustomDataset
         The rows to run it on.
     path : str or pathlib.Path
-        The cache file.
+        The cache file, see `cached_tensors`.
 
     Returns
     -------
@@ -359,29 +400,12 @@ def cached_logits(teacher: PreTrainedModel, dataset: CustomDataset, path: str | 
     ValueError
         If the file was made from another teacher, tokenizer, or other rows; the message says which.
     """
-    path = Path(path)
     made_from = {
         "teacher": fingerprint(teacher),
         "tokenizer": tokenizer_fingerprint(dataset.tokenizer),
         "rows": dataset.fingerprint,
     }
-    if path.exists():
-        with safe_open(path, framework="pt") as stored:
-            differing = [name for name, value in made_from.items() if (stored.metadata() or {}).get(name) != value]
-            logits, idx = stored.get_tensor("logits"), stored.get_tensor("idx")
-        if not differing and idx.tolist() != dataset.idx:
-            differing = ["idx"]
-        if differing:
-            raise ValueError(
-                f"{path} was made from another {' and '.join(differing)}: delete it, or choose another path"
-            )
-        return logits
-    logits = predict_logits(teacher, dataset)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    save_file({"logits": logits, "idx": torch.tensor(dataset.idx)}, aside, metadata=made_from)
-    aside.replace(path)
-    return logits
+    return cached_tensors(path, made_from, lambda: {"logits": predict_logits(teacher, dataset)})["logits"]
 
 
 AutoConfig.register(BERTbaseConfig.model_type, BERTbaseConfig)

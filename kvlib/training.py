@@ -1,5 +1,7 @@
 """Stages 2 and 3: train a student on its teacher's logits, first through the encoder, then on key indices."""
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from transformers import Trainer
 from kvlib.data import CustomDataset
 from kvlib.loss import distillation_loss
 from kvlib.student import DistilBERTwithBottleNeck
-from kvlib.teacher import MODEL_INPUTS
+from kvlib.teacher import MODEL_INPUTS, cached_tensors, fingerprint
 
 STUDENT_INPUTS = (*MODEL_INPUTS, "key_indices")
 
@@ -75,8 +77,10 @@ class DistillationTrainer(Trainer):
 class KeyIndexDataset(torch.utils.data.Dataset):
     """A split as the bottleneck sees it: key indices in place of tokens.
 
-    With encoder and keys frozen the key indices of a split are constant. They are computed here once, so
-    that stage 3 trains on integers.
+    With encoder and keys frozen the key indices of a split are constant. They are computed once, so that stage 3
+    trains on integers. `DistilBERTwithBottleNeck` gives the same logits for them as for the tokens, bit for bit;
+    only where two keys are equally near to within the rounding of the encoder's float32, another batch may find
+    the other.
 
     Parameters
     ----------
@@ -84,27 +88,59 @@ class KeyIndexDataset(torch.utils.data.Dataset):
         With a bottleneck.
     dataset : CustomDataset
         Its labels, idx, teacher logits and order are kept.
+    folder : str or pathlib.Path, optional
+        Keep the key indices here, in a file named by what they were made from, and read them from there through
+        a memory map; by default they stay in memory.
     batch_size : int
         Rows a batch while computing.
+
+    Attributes
+    ----------
+    key_indices : torch.Tensor
+        ``(N, C)``, one row a real token (or an example, if hidden states are pooled first), in the smallest
+        integer type that holds K.
+
+    Raises
+    ------
+    RuntimeError
+        If the keys are not frozen.
+    ValueError
+        If the file in `folder` was made from something else than its name says.
     """
 
-    def __init__(self, student: DistilBERTwithBottleNeck, dataset: CustomDataset, batch_size: int = 64) -> None:
+    def __init__(
+        self,
+        student: DistilBERTwithBottleNeck,
+        dataset: CustomDataset,
+        folder: str | Path | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        if not student.bottleneck.frozen:
+            raise RuntimeError(
+                "the keys are not frozen, so key indices can still change: call freeze_keys() first"
+            )
         self.task = dataset.task
         self.labels, self.idx = dataset.labels, dataset.idx
         self.teacher_logits = dataset.teacher_logits
-        found = torch.cat(
-            [student.bottleneck.quantize(s).cpu() for s in student.hidden_states(dataset, batch_size)]
-        )
-        one_state = len(found) == len(dataset)
-        sizes = [1] * len(dataset) if one_state else dataset.lengths.tolist()
-        smallest = np.min_scalar_type(student.bottleneck.codebook_size - 1)
-        self.key_indices = [part.numpy().astype(smallest) for part in found.split(sizes)]
+        if folder is None:
+            self.key_indices = _key_indices(student, dataset, batch_size)
+        else:
+            made_from = _origin(student, dataset)
+            name = hashlib.sha256(" ".join(made_from.values()).encode()).hexdigest()[:12]
+            self.key_indices = cached_tensors(
+                Path(folder) / f"{dataset.task.name}-key-indices-{name}.safetensors",
+                made_from,
+                lambda: {"key_indices": _key_indices(student, dataset, batch_size)},
+            )["key_indices"]
+        one_state = len(self.key_indices) == len(dataset)
+        sizes = [1] * len(dataset) if one_state else dataset.lengths
+        self._ends = np.concatenate([[0], np.cumsum(sizes)])
 
     def __len__(self) -> int:
         return len(self.idx)
 
     def __getitem__(self, row: int) -> dict:
-        example = {"key_indices": torch.from_numpy(self.key_indices[row].astype(np.int64))}
+        example = {"key_indices": self.key_indices[self._ends[row] : self._ends[row + 1]].long()}
         example |= {"labels": self.labels[row], "idx": self.idx[row]}
         if self.teacher_logits is not None:
             example["teacher_logits"] = self.teacher_logits[row]
@@ -120,3 +156,22 @@ class KeyIndexDataset(torch.utils.data.Dataset):
         if "teacher_logits" in examples[0]:
             batch["teacher_logits"] = torch.stack([e["teacher_logits"] for e in examples])
         return batch
+
+
+def _key_indices(student: DistilBERTwithBottleNeck, dataset: CustomDataset, batch_size: int) -> Tensor:
+    """Find the key indices of all real tokens, in order: ``(N, C)``."""
+    largest = student.bottleneck.codebook_size - 1
+    smallest = next(kind for kind in (torch.uint8, torch.uint16, torch.uint32) if largest <= torch.iinfo(kind).max)
+    states = student.hidden_states(dataset, batch_size)
+    return torch.cat([student.bottleneck.quantize(batch).to(smallest).cpu() for batch in states])
+
+
+def _origin(student: DistilBERTwithBottleNeck, dataset: CustomDataset) -> dict[str, str]:
+    """Fingerprint all that key indices depend on."""
+    options = ("pooling", "pool", "projection", "standardize")
+    return {
+        "encoder": fingerprint(student.distilbert),
+        "bottleneck": fingerprint(dict(student.bottleneck.named_buffers())),
+        "options": " ".join(str(getattr(student.config, option)) for option in options),
+        "rows": dataset.fingerprint,
+    }

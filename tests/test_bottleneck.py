@@ -1,10 +1,13 @@
 import copy
 import warnings
 
+import numpy as np
 import pytest
 import torch
+from sklearn.cluster import KMeans
 
 from kvlib import DiscreteKeyValueBottleneck, nearest_keys
+from kvlib.reservoir import read_stream
 
 
 def blobs(centres, per_centre=200, spread=0.05, seed=0):
@@ -27,19 +30,6 @@ def fitted():
 def test_default_shape_is_the_full_size_one():
     bottleneck = DiscreteKeyValueBottleneck(768)
     assert bottleneck.keys.shape == bottleneck.values.shape == (64, 4096, 12)
-
-
-@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (7, 3, 5, 2), (3000, 4, 2000, 3), (0, 2, 4, 3)])
-def test_nearest_keys_are_those_of_brute_force(sizes):
-    rows, codebooks, size, dim = sizes
-    generator = torch.Generator().manual_seed(0)
-    vectors = torch.randn(rows, codebooks, dim, generator=generator, dtype=torch.float64)
-    keys = torch.randn(codebooks, size, dim, generator=generator, dtype=torch.float64)
-    expected = torch.empty(rows, codebooks, dtype=torch.int64)
-    for codebook in range(codebooks):
-        distances = (vectors[:, codebook, None] - keys[codebook]).square().sum(-1)
-        expected[:, codebook] = distances.argmin(-1)
-    assert torch.equal(nearest_keys(vectors, keys), expected)
 
 
 def test_quantize_keeps_leading_dimensions_and_ignores_autocast(fitted):
@@ -103,6 +93,35 @@ def test_keys_find_the_centres_of_clusters():
     assert history["quantization_error"].iloc[-1] <= history["quantization_error"].iloc[0]
 
 
+def test_a_stationary_stream_ends_at_a_fixed_point_of_k_means():
+    points = blobs(torch.randn(6, 4, generator=torch.Generator().manual_seed(1)), spread=0.5)
+    bottleneck = DiscreteKeyValueBottleneck(4, 1, 12, standardize=False)
+    # every step sees all points; the last vectors change cells after some hundred steps
+    bottleneck.init_keys([points], passes=1000, batch_size=len(points), decay=0.9)
+    again = KMeans(12, init=bottleneck.keys[0].numpy(), n_init=1).fit(points.numpy())
+    assert again.n_iter_ <= 2
+    np.testing.assert_allclose(again.cluster_centers_, bottleneck.keys[0], atol=1e-4)
+
+
+def test_k_means_plus_plus_starts_in_every_cluster_and_respects_weights():
+    centres = 100 * torch.eye(8)
+    points = torch.cat([blobs(centres[:1], per_centre=2000), blobs(centres[1:], per_centre=10)])
+    keys = {}
+    for start in ("sample", "k-means++"):
+        bottleneck = DiscreteKeyValueBottleneck(8, 1, 8, standardize=False)
+        bottleneck.init_keys([points], passes=0, start=start)
+        keys[start] = bottleneck.keys[0]
+    # a uniform start takes nearly all keys from the cluster with 97 % of the points
+    assert len(nearest_keys(keys["sample"].unsqueeze(1), centres.unsqueeze(0)).unique()) < 4
+    assert len(nearest_keys(keys["k-means++"].unsqueeze(1), centres.unsqueeze(0)).unique()) == 8
+    assert (keys["k-means++"].unsqueeze(1) == points).all(-1).any(1).all()
+    weights = (points[:, 7] < 50).float()
+    bottleneck.init_keys([(points, weights)], passes=0, start="k-means++")
+    assert not (bottleneck.keys[0, :, 7] > 50).any()
+    with pytest.raises(ValueError, match="start is 'uniform', expected 'sample' or 'k-means"):
+        bottleneck.init_keys([points], start="uniform")
+
+
 def test_a_dead_key_is_replaced_with_its_count_and_survives_an_idle_step():
     bottleneck = DiscreteKeyValueBottleneck(1, 1, 3, standardize=False)
     bottleneck.keys.copy_(torch.tensor([[[0.0], [1.0], [1000.0]]]))
@@ -124,6 +143,60 @@ def test_moments_are_those_of_all_batches_and_a_generator_will_do(fitted):
     torch.testing.assert_close(bottleneck.std, hidden_states.std(0, correction=0))
 
 
+def test_neither_order_nor_batching_nor_padding_changes_the_keys(fitted):
+    bottleneck, hidden_states = fitted
+    shuffled = hidden_states[torch.randperm(500, generator=torch.Generator().manual_seed(3))]
+    mask = torch.ones(5, 100)
+    padded = torch.nn.functional.pad(hidden_states.view(5, 100, 12), (0, 0, 0, 7), value=1e3)
+    streams = {
+        "batches": hidden_states.split(37),
+        "order": [shuffled],
+        "padding": [(padded, torch.nn.functional.pad(mask, (0, 7)))],
+        "mask as booleans": [(padded, torch.nn.functional.pad(mask, (0, 7)).bool())],
+    }
+    for name, batches in streams.items():
+        other = DiscreteKeyValueBottleneck(12, num_codebooks=3, codebook_size=8, dim_value=2)
+        other.init_keys(batches)
+        for buffer, expected in bottleneck.named_buffers():
+            assert torch.equal(getattr(other, buffer), expected), (name, buffer)
+
+
+def test_a_vector_of_weight_two_counts_like_two():
+    generator = torch.Generator().manual_seed(0)
+    vectors, weights = torch.randn(40, 2, 3, generator=generator), torch.randint(0, 4, (40,), generator=generator)
+    one, other = (DiscreteKeyValueBottleneck(6, 2, 4) for _ in range(2))
+    for bottleneck in (one, other):
+        bottleneck.keys.copy_(torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(1)))
+        bottleneck.counts.fill_(2.0)
+    found = one.update_keys(vectors, 0.9, torch.Generator(), weights)
+    expected = other.update_keys(vectors.repeat_interleave(weights, 0), 0.9, torch.Generator())
+    torch.testing.assert_close(one.keys, other.keys)
+    torch.testing.assert_close(one.counts, other.counts)
+    assert found == pytest.approx(expected)
+    hidden_states = vectors.flatten(1)
+    one.init_keys([(hidden_states, weights)], passes=0)
+    expected = hidden_states.repeat_interleave(weights, 0)
+    torch.testing.assert_close(one.mean, expected.mean(0))
+    torch.testing.assert_close(one.std, expected.std(0, correction=0))
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (torch.zeros(3, 5), r"batch 1 has shape \(3, 5\) and weights \(3,\), expected \(\.\.\., 12\)"),
+        ((torch.zeros(3, 12), torch.ones(2)), r"batch 1 has shape \(3, 12\) and weights \(2,\)"),
+        ((torch.zeros(3, 12), torch.tensor([1.0, -1.0, 1.0])), "batch 1 has a weight that is negative"),
+        (torch.full((3, 12), torch.inf), r"batch 1 holds inf at position \[0, 0\]"),
+    ],
+)
+def test_bad_batches_are_refused_before_anything_changes(fitted, batch, message):
+    bottleneck, hidden_states = copy.deepcopy(fitted)
+    before = copy.deepcopy(bottleneck.state_dict())
+    with pytest.raises(ValueError, match=message):
+        bottleneck.init_keys([hidden_states, batch])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in bottleneck.state_dict().items())
+
+
 def test_same_seed_gives_the_same_keys(fitted):
     bottleneck, hidden_states = fitted
     again, other = (DiscreteKeyValueBottleneck(12, 3, 8) for _ in range(2))
@@ -138,6 +211,31 @@ def test_the_sample_is_bounded(fitted):
     bottleneck = DiscreteKeyValueBottleneck(12, 3, 8)
     history = bottleneck.init_keys(hidden_states.split(50), passes=1, batch_size=16, max_vectors=64)
     assert len(history) == 4
+
+
+def test_the_sample_is_uniform_over_the_stream():
+    numbers = torch.arange(1000.0).view(1000, 1)
+    found = torch.zeros(1000)
+    for seed in range(200):
+        sample = read_stream(numbers.split(170), 1, 100, seed, torch.device("cpu"))
+        assert sample.first.all()
+        found[sample.vectors.long().squeeze(1)] += 1
+        # the order says nothing either: the start of the sample is no closer to the start of the stream
+        found[sample.vectors[:10].long().squeeze(1)] += 1
+    # 200 draws of 0.1, and 0.01 beside: 22 expected each, standard deviation about 5; 6 of them for 1,000 numbers
+    assert found.sum() == 200 * 110
+    assert 0 < found.min() < found.max() < 52
+    # ten blocks of 100 numbers: 2,200 each, standard deviation about 50
+    assert (found.view(10, 100).sum(1) - 2200).abs().max() < 250
+
+
+def test_equal_vectors_stand_side_by_side_in_the_sample():
+    vectors = torch.tensor([[1.0, 2.0], [0.0, 3.0], [1.0, 2.0], [-0.0, 3.0], [5.0, 5.0]])
+    sample = read_stream([vectors], 2, 10, 0, torch.device("cpu"))
+    assert sample.first.sum() == 3
+    starts = sample.first.cumsum(0)
+    for group in range(1, 4):
+        assert (sample.vectors[starts == group] == sample.vectors[starts == group][0]).all()
 
 
 def test_standardising_frees_small_dimensions_from_large_ones():
@@ -170,14 +268,18 @@ def test_values_need_frozen_keys_to_train(fitted):
     bottleneck = copy.deepcopy(bottleneck).train()
     with pytest.raises(RuntimeError, match="not frozen"):
         bottleneck(hidden_states)
-    with pytest.raises(RuntimeError, match="no keys to freeze"):
+    with pytest.raises(RuntimeError, match="no keys yet"):
         DiscreteKeyValueBottleneck(12, 3, 8).freeze_keys()
 
 
-def test_frozen_is_frozen(fitted):
-    bottleneck, hidden_states = copy.deepcopy(fitted)
+@pytest.mark.parametrize("projection", ["chunk", "random"])
+def test_frozen_is_frozen(fitted, projection, tmp_path):
+    _, hidden_states = fitted
+    bottleneck = DiscreteKeyValueBottleneck(12, 3, 8, dim_value=2, projection=projection)
+    bottleneck.init_keys([hidden_states])
     bottleneck.freeze_keys()
     before = {name: buffer.clone() for name, buffer in bottleneck.named_buffers()}
+    assert {"keys", "counts", "mean", "std", "frozen"} <= set(before)
     optimizer = torch.optim.AdamW(bottleneck.parameters(), lr=0.1)
     bottleneck.train()
     for _ in range(3):
@@ -185,9 +287,76 @@ def test_frozen_is_frozen(fitted):
         (values - 1).square().mean().backward()
         optimizer.step()
     assert bottleneck.values.abs().max() > 0
-    assert all(torch.equal(buffer, before[name]) for name, buffer in bottleneck.named_buffers())
-    with pytest.raises(RuntimeError, match="frozen"):
-        bottleneck.init_keys([hidden_states])
+    for refused in (lambda: bottleneck.init_keys([hidden_states]), lambda: update(bottleneck, hidden_states)):
+        with pytest.raises(RuntimeError, match="the keys are frozen"):
+            refused()
+    bottleneck.half().eval().train().bfloat16()
+    torch.save(bottleneck.state_dict(), tmp_path / "weights")
+    loaded = DiscreteKeyValueBottleneck(12, 3, 8, dim_value=2, projection=projection)
+    loaded.load_state_dict(torch.load(tmp_path / "weights", weights_only=True))
+    for one in (bottleneck, loaded):
+        assert all(torch.equal(buffer, before[name]) for name, buffer in one.named_buffers())
+    with pytest.raises(RuntimeError, match="the keys are frozen"):
+        update(loaded, hidden_states)
+
+
+def update(bottleneck, hidden_states):
+    return bottleneck.update_keys(bottleneck.split(hidden_states), 0.9, torch.Generator())
+
+
+def test_casting_a_model_leaves_its_bottleneck_in_float32(fitted):
+    bottleneck, hidden_states = copy.deepcopy(fitted)
+    model = torch.nn.Sequential(torch.nn.Linear(12, 12), bottleneck).to(torch.bfloat16)
+    assert model[0].weight.dtype == torch.bfloat16
+    assert {tensor.dtype for name, tensor in bottleneck.state_dict().items() if name != "frozen"} == {
+        torch.float32
+    }
+    half = hidden_states.bfloat16()
+    assert torch.equal(bottleneck.quantize(half), bottleneck.quantize(half.float()))
+
+
+def trained(bottleneck, hidden_states, optimizer, steps=5):
+    """Pull the values handed out towards 1; return which values were selected, (C, K)."""
+    for _ in range(steps):
+        optimizer.zero_grad()
+        values, key_indices = bottleneck(hidden_states)
+        (values - 1).square().mean().backward()
+        optimizer.step()
+    return bottleneck.hits(key_indices) > 0
+
+
+@pytest.fixture
+def filled(fitted):
+    """Two batches that select different values, which are not zero."""
+    _, hidden_states = fitted
+    bottleneck = DiscreteKeyValueBottleneck(12, num_codebooks=3, codebook_size=64, dim_value=2)
+    bottleneck.init_keys([hidden_states])
+    bottleneck.freeze_keys()
+    torch.nn.init.normal_(bottleneck.values, generator=torch.Generator().manual_seed(0))
+    return bottleneck.train(), hidden_states[:6], hidden_states[6:12]
+
+
+@pytest.mark.parametrize(("weight_decay", "local"), [(0.0, True), (0.01, False)])
+def test_adamw_leaves_values_that_were_never_selected_alone_unless_it_decays_weights(filled, weight_decay, local):
+    bottleneck, states, _ = filled
+    before = bottleneck.values.detach().clone()
+    selected = trained(bottleneck, states, torch.optim.AdamW([bottleneck.values], 0.1, weight_decay=weight_decay))
+    moved = (bottleneck.values != before).any(-1)
+    assert 0 < selected.sum() < 0.2 * selected.numel()
+    assert moved[selected].all()
+    assert moved[~selected].any() != local
+
+
+@pytest.mark.parametrize(("kind", "local"), [(torch.optim.SGD, True), (torch.optim.Adam, False)])
+def test_only_sgd_leaves_values_of_an_earlier_task_alone(filled, kind, local):
+    bottleneck, first, second = filled
+    optimizer = kind([bottleneck.values], lr=0.1)
+    earlier = trained(bottleneck, first, optimizer)
+    before = bottleneck.values.detach().clone()
+    later = trained(bottleneck, second, optimizer)
+    moved = (bottleneck.values != before).any(-1)
+    assert moved[later].all()
+    assert moved[earlier & ~later].any() != local  # Adam's momentum still carries them on
 
 
 def test_gradient_reaches_selected_values_only_and_never_the_input(fitted):
@@ -204,15 +373,16 @@ def test_gradient_reaches_selected_values_only_and_never_the_input(fitted):
     assert torch.equal(bottleneck.values.grad, expected)
 
 
-def test_values_pass_gradcheck():
-    bottleneck = DiscreteKeyValueBottleneck(4, 2, 3).double()
-    indices = torch.tensor([[0, 2], [1, 2]])
-
-    def look_up(values):
-        return torch.func.functional_call(bottleneck, {"values": values}, (indices,), strict=False)
-
-    bottleneck.forward = bottleneck.lookup
-    assert torch.autograd.gradcheck(look_up, torch.randn(2, 3, 2, dtype=torch.float64, requires_grad=True))
+def test_outputs_and_gradients_are_those_of_the_plain_gather(filled):
+    bottleneck, states, _ = filled
+    found, key_indices = bottleneck(states)
+    plain = bottleneck.values.detach().clone().requires_grad_()
+    expected = plain[torch.arange(3), key_indices]
+    assert torch.equal(found, expected)
+    arriving = torch.randn(expected.shape, generator=torch.Generator().manual_seed(0))
+    found.backward(arriving)
+    expected.backward(arriving)
+    torch.testing.assert_close(bottleneck.values.grad, plain.grad)
 
 
 def test_usage_of_a_hand_made_split():
@@ -226,6 +396,45 @@ def test_usage_of_a_hand_made_split():
     assert usage["top1_share"].tolist() == [0.5, 1.0]
     with pytest.raises(ValueError, match="empty"):
         bottleneck.usage(torch.empty(0, 2, dtype=torch.int64))
+
+
+def test_usage_tells_quantisation_error_and_unseen_keys(fitted):
+    bottleneck, hidden_states = fitted
+    found = bottleneck.quantize(hidden_states)
+    assert bottleneck.usage(found)[["quantization_error", "unseen_share"]].isna().all(axis=None)
+    usage = bottleneck.usage(found, hidden_states, training=found[:20])
+    vectors = ((hidden_states - bottleneck.mean) / bottleneck.std).view(500, 3, 4)
+    for codebook in range(3):
+        distances = torch.cdist(vectors[:, codebook], bottleneck.keys[codebook]).square().min(1).values
+        expected = distances.mean() / vectors[:, codebook].var(0, correction=0).sum()
+        assert usage["quantization_error"][codebook] == pytest.approx(expected.item(), rel=1e-4)
+        seen = found[:20, codebook].unique()
+        expected = 1 - torch.isin(found[:, codebook], seen).double().mean()
+        assert usage["unseen_share"][codebook] == pytest.approx(expected.item())
+    assert (bottleneck.usage(found, training=found)["unseen_share"] == 0).all()
+    with pytest.raises(ValueError, match="500 rows of key_indices are no padding, but hidden_states has 499"):
+        bottleneck.usage(found, hidden_states[1:])
+
+
+def test_usage_does_not_depend_on_padding_order_or_batches(fitted):
+    bottleneck, hidden_states = fitted
+    found = bottleneck.quantize(hidden_states)
+    expected = bottleneck.usage(found, hidden_states)
+    order = torch.randperm(500, generator=torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(found.view(5, 100, 3), (0, 0, 0, 9), value=-1)
+    in_parts = torch.cat([bottleneck.quantize(part) for part in hidden_states.split(77)])
+    for other, states in (
+        (found[order], hidden_states[order]),
+        (padded, hidden_states),
+        (in_parts, hidden_states),
+    ):
+        # sums over 500 vectors in another order
+        torch.testing.assert_close(
+            torch.from_numpy(bottleneck.usage(other, states).drop(columns="unseen_share").to_numpy()),
+            torch.from_numpy(expected.drop(columns="unseen_share").to_numpy()),
+            rtol=1e-6,
+            atol=0,
+        )
 
 
 def test_random_projection_has_its_own_key_size_and_is_not_trained():

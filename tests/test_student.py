@@ -1,5 +1,6 @@
 import copy
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -65,9 +66,13 @@ def test_pooling_by_hand():
 
 
 COMBINATIONS = [
-    {"pooling": pooling, "pool": pool, "decoder": decoder, "projection": projection, "standardize": standardize}
-    for pooling, pool, decoder, projection, standardize in itertools.product(
-        ("mean", "cls"), ("before", "after"), ("mean", "linear"), ("chunk", "random"), (True, False)
+    {"pooling": pooling, "pool": pool, "decoder": decoder, "standardize": standardize, **projection}
+    for pooling, pool, decoder, standardize, projection in itertools.product(
+        ("mean", "cls"),
+        ("before", "after"),
+        ("mean", "linear"),
+        (True, False),
+        ({"projection": "chunk"}, {"projection": "random", "dim_key": 14}),
     )
 ]
 
@@ -91,6 +96,12 @@ def test_padding_and_batching_change_nothing_and_every_option_saves(student, sma
     assert torch.equal(predict_logits(loaded, train), predict_logits(found, train))
     assert loaded.bottleneck.frozen
     assert not any(parameter.requires_grad for parameter in loaded.distilbert.parameters())
+    half = DistilBERTwithBottleNeck.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert half.distilbert.embeddings.word_embeddings.weight.dtype == torch.bfloat16
+    for name, tensor in found.bottleneck.state_dict().items():
+        assert torch.equal(half.bottleneck.state_dict()[name], tensor)
+    with torch.inference_mode():
+        assert half(**batch).logits.isfinite().all()
 
 
 def test_order_of_rows_changes_nothing(with_bottleneck, small):
@@ -116,18 +127,57 @@ def test_key_indices_stand_for_the_tokens(with_bottleneck, small):
     assert torch.equal(output.logits, again.logits)
 
 
-@pytest.mark.parametrize("pool", ["before", "after"])
-@pytest.mark.filterwarnings("ignore:8 keys a codebook are many")
-def test_key_index_dataset_gives_the_logits_of_the_tokens(student, small, pool):
+@pytest.mark.filterwarnings("ignore:.* keys a codebook are many")
+@pytest.mark.parametrize(("pool", "size", "kind"), [("before", 8, torch.uint8), ("after", 257, torch.uint16)])
+def test_cached_key_indices_give_the_logits_of_the_tokens(student, small, tmp_path, pool, size, kind):
     train, _ = small
-    found = discretized(student, train, pool=pool)
-    indexed = KeyIndexDataset(found, train, batch_size=10)
-    assert indexed.key_indices[0].dtype == "uint8"
-    rows = [7, 0, 30]
-    with torch.inference_mode():
-        from_tokens = found(**batch_of(train, rows)).logits
-        from_indices = found(key_indices=indexed.collate([indexed[row] for row in rows])["key_indices"]).logits
-    assert torch.equal(from_tokens, from_indices)
+    found = student.discretize(train, num_codebooks=16, codebook_size=size, pool=pool).eval()
+    torch.nn.init.normal_(found.bottleneck.values, generator=torch.Generator().manual_seed(0))
+    indexed = KeyIndexDataset(found, train, tmp_path, batch_size=10)
+    assert indexed.key_indices.dtype == kind
+    # batches of other rows than those that the cache was computed in
+    for rows in torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).split(7):
+        batch = train.collate([train[int(row)] for row in rows])
+        integers = indexed.collate([indexed[int(row)] for row in rows])
+        with torch.inference_mode():
+            from_tokens = found(batch["input_ids"], batch["attention_mask"]).logits
+            assert torch.equal(from_tokens, found(key_indices=integers["key_indices"]).logits)
+        assert torch.equal(batch["idx"], integers["idx"])
+        assert torch.equal(batch["labels"], integers["labels"])
+
+
+def test_key_indices_are_computed_once_and_keyed_by_what_they_are_made_from(student, small, tmp_path, monkeypatch):
+    train, held_out = small
+    found = discretized(student, train)
+    first = KeyIndexDataset(found, train, tmp_path)
+    (path,) = tmp_path.iterdir()
+
+    def refuse(self, *inputs):
+        raise AssertionError("the encoder ran")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DistilBERTwithBottleNeck, "encode", refuse)
+        torch.nn.init.ones_(found.bottleneck.values)  # values do not matter
+        again = KeyIndexDataset(found, train, tmp_path)
+        assert torch.equal(again.key_indices, first.key_indices)
+        assert str(path) in Path("/proc/self/maps").read_text()  # read through a memory map
+    others = [found, found, copy.deepcopy(found), copy.deepcopy(found)]
+    others[2].distilbert.transformer.layer[0].ffn.lin1.bias.data[0] += 1e-3
+    others[3].bottleneck.keys[0, 0, 0] += 1e-3
+    for number, (other, rows) in enumerate(zip(others, (train, held_out, train, train), strict=True)):
+        KeyIndexDataset(other, rows, tmp_path)
+        assert len(list(tmp_path.iterdir())) == number + 1
+    stolen = max(tmp_path.iterdir(), key=lambda other: (other != path, other.name))
+    stolen.replace(path)
+    with pytest.raises(ValueError, match="was made from another"):
+        KeyIndexDataset(found, train, tmp_path)
+
+
+def test_key_indices_need_frozen_keys(student, small):
+    found = copy.deepcopy(discretized(student, small[0]))
+    found.bottleneck.frozen.fill_(False)
+    with pytest.raises(RuntimeError, match="keys are not frozen"):
+        KeyIndexDataset(found, small[0])
 
 
 def test_encoder_stays_frozen_and_without_dropout_in_training_mode(with_bottleneck, small):
@@ -169,12 +219,22 @@ def test_auto_classes_and_pipeline_load_a_saved_student(student, with_bottleneck
         assert answer["score"] == pytest.approx(expected[best].item(), abs=1e-6)
 
 
-def test_bottleneck_stays_in_float32_beside_a_half_precision_encoder(with_bottleneck, tmp_path):
-    with_bottleneck.save_pretrained(tmp_path)
-    loaded = DistilBERTwithBottleNeck.from_pretrained(tmp_path, dtype=torch.bfloat16)
-    assert loaded.distilbert.embeddings.word_embeddings.weight.dtype == torch.bfloat16
-    assert torch.equal(loaded.bottleneck.keys, with_bottleneck.bottleneck.keys)
-    assert torch.equal(loaded.bottleneck.values, with_bottleneck.bottleneck.values)
+@pytest.mark.parametrize("decoder", ["mean", "linear"])
+def test_values_and_decoder_pass_gradcheck(student, small, decoder):
+    found = discretized(student, small[0], decoder=decoder)
+    with torch.inference_mode():
+        # a row of one token, -1 at its padding, beside a row of three
+        key_indices = found(**batch_of(small[0], range(2))).key_indices[:, :3].clone()
+    key_indices[1, 1:] = -1
+    names = [name for name, parameter in found.named_parameters() if parameter.requires_grad]
+    assert names == ["bottleneck.values", "decoder.weight", "decoder.bias"][: 3 if decoder == "linear" else 1]
+    wide = [found.get_parameter(name).detach().double().requires_grad_() for name in names]
+
+    def logits(*tensors):
+        replaced = dict(zip(names, tensors, strict=True))
+        return torch.func.functional_call(found, replaced, kwargs={"key_indices": key_indices}).logits
+
+    assert torch.autograd.gradcheck(logits, wide, fast_mode=True)
 
 
 def test_missing_bottleneck_weights_are_initialised_not_garbage(student, tmp_path):

@@ -1,0 +1,51 @@
+"""One table at the end of a run of the benchmarks, in place of pytest-benchmark's own.
+
+The unit tests load this file too: it must import nothing that they do not have, and change nothing for them.
+"""
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+
+COLUMNS = ("what", "size", "ours ms", "compared with", "its ms", "ratio", "target", "extra MiB, ours", "its")
+PACKAGES = ("torch", "scikit-learn", "vector-quantize-pytorch", "discrete-key-value-bottleneck-pytorch")
+ROWS = pytest.StashKey[list[dict[str, str]]]()
+
+
+def pytest_configure(config):
+    config.stash[ROWS] = []
+    config.option.benchmark_quiet = True
+
+
+@pytest.fixture(scope="session")
+def table(request):
+    """The rows that are printed at the end, each the strings of some columns."""
+    return request.config.stash[ROWS]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    rows = [[row.get(column, "-") for column in COLUMNS] for row in config.stash[ROWS]]
+    if rows:
+        terminalreporter.section("benchmarks")
+        terminalreporter.write_line(machine() + "\n")
+        widths = [max(map(len, column)) for column in zip(COLUMNS, *rows, strict=True)]
+        for row in (COLUMNS, ["-" * width for width in widths], *rows):
+            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            terminalreporter.write_line(f"| {' | '.join(cells)} |")
+
+
+def machine():
+    """Say what the times were measured on."""
+    processor = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next((line.split(": ")[1] for line in lines if line.startswith("model name")), processor)
+    devices = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
+    load = f", load {os.getloadavg()[2]:.1f} over the last 15 minutes" if hasattr(os, "getloadavg") else ""
+    versions = [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in PACKAGES)]
+    hardware = [*devices, f"{processor}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{load}"]
+    return "; ".join([*hardware, ", ".join(versions)])
