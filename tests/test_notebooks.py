@@ -38,7 +38,7 @@ ALLOWED = {
     "02_teacher: from kvlib import Experiment",
     "02_teacher: from kvlib.evaluation import bootstrap_interval",
     '02_teacher: pairs = tokenizer([first, first], [second, swapped], padding=True, return_tensors="pt")',
-    "03_bottleneck: variance = student.bottleneck.std.square().view(32, 12)  # (C, d)",
+    "03_bottleneck: import time",
     "03_bottleneck: from kvlib.explore import explain, shared_keys",
     '04_loss: rows = [(name, pair) for name in ("teacher", "student") for pair in ("paraphrase", "near miss")]',
     "05_training: student = experiment.bottleneck  # trained here, or read from disk",

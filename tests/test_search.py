@@ -33,7 +33,7 @@ repeatable = settings(
     derandomize=True,
     deadline=None,
     database=None,
-    max_examples=150,
+    max_examples=300,
     # one test, one device: pytest's parameters do not change between examples
     suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
 )

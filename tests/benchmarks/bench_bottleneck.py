@@ -333,9 +333,10 @@ def test_key_initialisation(benchmark, table, token_states, name, fit, codebooks
     runs = lambda: fit_ours(states), lambda: fit(some)
     ours, its, ratio = compare(benchmark, *runs, rounds=3)
     its, ratio = (value * FITTED_CODEBOOKS / codebooks for value in (its, ratio))
-    speeds = [f"{PASSES * VECTORS / time:,.0f} vectors/s" for time in (ours, its)]
-    errors = [f"error {quantization_error(some, run()):.3f}" for run in runs]
-    what, other = (": ".join(parts) for parts in zip(("init_keys", name), map(", ".join, zip(speeds, errors))))
+    what, other = (
+        f"{method}: {PASSES * VECTORS / time:,.0f} vectors/s, error {quantization_error(some, run()):.3f}"
+        for method, time, run in zip(("init_keys", name), (ours, its), runs, strict=True)
+    )
     where = size(VECTORS, FITTED_CODEBOOKS, FITTED_KEYS) + f", {PASSES} passes"
     add(table, what, where, (ours, its), other, f"{ratio:.1f} x faster", judge(ratio, *targets) or "-", runs)
 
