@@ -38,7 +38,10 @@ def full_precision(device: torch.device) -> Iterator[None]:
             yield
     finally:
         for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
+            # "none" inherits again from the parent's setting; what that does not give back was the backend's own
+            backend.fp32_precision = "none"
+            if backend.fp32_precision != precision:
+                backend.fp32_precision = precision
 
 
 @torch.no_grad()
@@ -48,8 +51,8 @@ def nearest_keys(vectors: Tensor, keys: Tensor) -> Tensor:
     A matrix product gives scores that are right up to rounding; the smallest score of each block of keys, and a
     bound on the rounding error, leave few keys that could be the nearest, nearly always one. Where there are
     more, their distances are computed again in float64, as sums of squared differences, and the smallest
-    decides; among equal distances the lowest index wins. Memory beyond inputs and result does not grow with
-    N, C or K.
+    decides; among equal distances the lowest index wins. Memory beyond inputs, result and a copy of one
+    codebook's vectors does not grow with N, C or K.
 
     Parameters
     ----------
@@ -83,13 +86,10 @@ def nearest_keys(vectors: Tensor, keys: Tensor) -> Tensor:
             table, queries, slack = _factors(some_vectors, some_keys, width)
             for row in range(0, N, rows):
                 part = slice(row, row + rows)
-                pair, key = _candidates(table, queries[..., part], slack[:, part], scores)
-                shape = slack[:, part].shape  # (G, n)
-                if len(pair) > shape.numel():
-                    pair, key = _settle(pair, key, some_vectors[:, part], some_keys)
-                chosen = pair.new_empty(shape.numel())
-                chosen[pair] = key
-                found[part, book : book + books] = chosen.view(shape).T
+                chosen = _search(
+                    table, queries[..., part], slack[:, part], scores, some_vectors[:, part], some_keys
+                )
+                found[part, book : book + books] = chosen.T
     return found
 
 
@@ -123,8 +123,26 @@ def _factors(vectors: Tensor, keys: Tensor, width: int) -> tuple[Tensor, Tensor,
     return table, queries, slack
 
 
-def _candidates(table: Tensor, queries: Tensor, slack: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Find all keys that could be the nearest to n vectors of each codebook; `scores` is memory to work in.
+def _search(
+    table: Tensor, queries: Tensor, slack: Tensor, scores: Tensor, vectors: Tensor, keys: Tensor
+) -> Tensor:
+    """Find the nearest keys of n vectors in G codebooks, ``(G, n)``; `scores` is memory to work in."""
+    candidates = _candidates(table, queries, slack, scores)
+    if candidates is None:
+        halves = (slice(slack.shape[1] // 2), slice(slack.shape[1] // 2, None))
+        return torch.cat(
+            [_search(table, queries[..., h], slack[:, h], scores, vectors[:, h], keys) for h in halves], dim=1
+        )
+    pair, key = candidates
+    if len(pair) > slack.numel():
+        pair, key = _settle(pair, key, vectors, keys)
+    chosen = pair.new_empty(slack.numel())
+    chosen[pair] = key
+    return chosen.view(slack.shape)
+
+
+def _candidates(table: Tensor, queries: Tensor, slack: Tensor, scores: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Find all keys that could be the nearest to n vectors of each codebook.
 
     Returns
     -------
@@ -132,6 +150,8 @@ def _candidates(table: Tensor, queries: Tensor, slack: Tensor, scores: Tensor) -
         ``(M,)``: codebook · n + vector, each at least once.
     key : torch.Tensor
         ``(M,)``: a candidate of that pair.
+
+    None if there are so many that fewer vectors should be searched at once.
     """
     (G, width, _), n = table.shape, queries.shape[-1]
     # keys in rows, vectors in columns: this product and the minimum over rows are the fast ones on CPUs
@@ -145,6 +165,8 @@ def _candidates(table: Tensor, queries: Tensor, slack: Tensor, scores: Tensor) -
     inside = torch.arange(0, _BLOCK * n, n, device=block.device)
     near = scores.view(-1).take((block - row).mul_(_BLOCK).add_(row) + inside)  # (B, _BLOCK)
     hit = torch.gt(near, highest.view(-1)[pair]).logical_not_().view(-1).nonzero().squeeze(1)  # (M,)
+    if n > 1 and len(hit) > max(2 * G * n, SCORES // 16):
+        return None
     place = hit // _BLOCK
     key = (block.squeeze(1)[place] // n % least.shape[1] * _BLOCK).add_(hit % _BLOCK)
     return pair.squeeze(1)[place], key

@@ -72,7 +72,7 @@ step(*build(2, 300, 24, 100))
 nearest_keys(torch.ones(100, 2, 12), torch.ones(2, 300, 12))
 
 measure("step", quantize_and_step, *build(64, 4096, 768, 16384))
-bottleneck, hidden_states = build(2, 4096, 24, 1024)
+bottleneck, hidden_states = build(2, 4096, 24, 2048)
 bottleneck.keys.fill_(0.5)
 measure("all equal", quantize, bottleneck, hidden_states)
 for size in (256, 16384):

@@ -9,6 +9,7 @@ tests/conftest.py hides GPUs from the suite; to run the CUDA variants here too:
 """
 
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass
 from unittest import mock
 
@@ -30,12 +31,7 @@ DEVICES = [
 PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "addmv", "mv", "dot", "_cdist_forward"}
 
 repeatable = settings(
-    derandomize=True,
-    deadline=None,
-    database=None,
-    max_examples=300,
-    # one test, one device: pytest's parameters do not change between examples
-    suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
+    derandomize=True, deadline=None, database=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow]
 )
 
 
@@ -164,6 +160,17 @@ def current_settings():
     )
 
 
+@contextmanager
+def one_thread():
+    """Hundreds of small searches: on a busy machine, threads would mostly wait for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class Products(TorchDispatchMode):
     """Notes what every matrix product below autocast runs under: settings, and types of its factors."""
 
@@ -211,9 +218,10 @@ def make_bottleneck(projection="random", dim=48, codebooks=4, size=300, seed=0):
 def test_the_chosen_key_is_the_nearest(device, recipe):
     vectors, keys = (tensor.to(device) for tensor in cook(recipe))
     before = vectors.clone(), keys.clone()
-    with mock.patch.object(search, "SCORES", recipe.scores):
-        found = nearest_keys(vectors, keys)
-    check(vectors, keys, found)
+    with one_thread():
+        with mock.patch.object(search, "SCORES", recipe.scores):
+            found = nearest_keys(vectors, keys)
+        check(vectors, keys, found)
     assert torch.equal(vectors, before[0])
     assert torch.equal(keys, before[1])
 
@@ -224,7 +232,7 @@ def test_smaller_chunks_change_nothing(scores, device):
     recipe = Recipe(rows=90, codebooks=5, size=130, dim=3, offset=1e4, duplicates=0.1, copies=0.3, midway=0.3)
     vectors, keys = (tensor.to(device) for tensor in cook(recipe))
     expected = nearest_keys(vectors, keys)
-    with mock.patch.object(search, "SCORES", scores):
+    with mock.patch.object(search, "SCORES", scores), one_thread():
         assert torch.equal(nearest_keys(vectors, keys), expected)
 
 
@@ -238,8 +246,28 @@ def test_inputs_around_1e4_with_unit_spread_keep_their_nearest_keys(device):
     assert (naive.argmin(-1) != found).float().mean() > 0.5
 
 
+class Doubles(TorchDispatchMode):
+    """Counts the float64 numbers that come out of subtractions."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__ in ("sub", "sub_") and result.dtype == torch.float64:
+            self.count += result.numel()
+        return result
+
+
+def test_centring_leaves_few_keys_to_compare_in_float64():
+    vectors, keys = cook(Recipe(500, 3, 512, 12, offset=1e4, midway=0.1))
+    with Doubles() as doubles:
+        nearest_keys(vectors, keys)
+    # not centred, float32 would tell hardly any key from any other
+    assert 0 < doubles.count < 0.01 * 500 * 3 * 512 * 12
+
+
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("size", [3e38, 1e20, 1e-20, 1e-37, 1e-44])
+@pytest.mark.parametrize("size", [3e38, 1e20, 1e-20, 1e-21, 1e-22, 1e-37, 1e-44])
 def test_the_largest_and_smallest_floats_are_compared(size, device):
     generator = torch.Generator().manual_seed(0)
     vectors = (torch.rand(100, 2, 4, generator=generator) - 0.5) * 2 * size

@@ -47,5 +47,5 @@ def machine():
     devices = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
     load = f", load {os.getloadavg()[2]:.1f} over the last 15 minutes" if hasattr(os, "getloadavg") else ""
     versions = [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in PACKAGES)]
-    hardware = [*devices, f"{processor}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{load}"]
+    hardware = [*devices, f"{processor}, {os.cpu_count()} cores, torch threads: {torch.get_num_threads()}{load}"]
     return "; ".join([*hardware, ", ".join(versions)])
