@@ -116,10 +116,13 @@ def _factors(vectors: Tensor, keys: Tensor, width: int) -> tuple[Tensor, Tensor,
     padding = (0, 0, 0, width - keys.shape[1])
     table = torch.cat([F.pad(-keys, padding), F.pad(squares / 2, padding, value=torch.inf)], dim=-1)
     queries = F.pad(vectors, (0, 1), value=1.0).transpose(1, 2)
+    norms = vectors.norm(dim=-1)  # (G, N)
+    # neither the nearest key nor the one of the smallest score is farther out than this: the key nearest to the
+    # centre would beat it. So one outlier among the keys does not blur all scores
+    reach = torch.minimum(squares.amax(1).sqrt(), 4 * norms + 2 * squares.amin(1).sqrt())
     # twice the rounding error of a score: that of centring and of d + 1 terms (Higham 2002, section 3.1)
-    radius = squares.amax(1).sqrt()
     limits = torch.finfo(vectors.dtype)
-    slack = (d + 5) * (limits.eps * radius * (vectors.norm(dim=-1) + radius) + limits.tiny)
+    slack = (d + 5) * (limits.eps * reach * (norms + reach) + limits.tiny)
     return table, queries, slack
 
 
