@@ -83,6 +83,16 @@ for tokens in (8192, 65536):
     measure(f"{tokens} tokens", quantize, *build(8, 64, 768, tokens))
 for codebooks in (64, 768):
     measure(f"{codebooks} codebooks", quantize, *build(codebooks, 64, 8 * codebooks, 512))
+
+
+def fit(batches):
+    bottleneck = DiscreteKeyValueBottleneck(64, 4, 16)
+    bottleneck.init_keys((torch.randn(4096, 64) for _ in range(batches)), passes=1, max_vectors=4096)
+    return [bottleneck.keys]
+
+
+for batches in (16, 256):
+    measure(f"{batches} batches", fit, batches)
 print(json.dumps(results))
 """
 
@@ -123,9 +133,15 @@ def test_ties_of_all_keys_need_no_more_than_the_bound(extra):
 
 @pytest.mark.parametrize(
     ("few", "many"),
-    [("256 keys", "16384 keys"), ("8192 tokens", "65536 tokens"), ("64 codebooks", "768 codebooks")],
+    [
+        ("256 keys", "16384 keys"),
+        ("8192 tokens", "65536 tokens"),
+        ("64 codebooks", "768 codebooks"),
+        ("16 batches", "256 batches"),
+    ],
 )
 def test_memory_does_not_grow(extra, few, many):
-    # all distances would take 88 MiB more at least, as float32: 2 · 2048 · 16128, 8 · 57344 · 64, 704 · 512 · 64
+    # all distances would take 88 MiB more at least, as float32: 2 · 2048 · 16128, 8 · 57344 · 64, 704 · 512 · 64;
+    # the stream that keys are fitted on, 240 MiB more
     growth = extra[many] - extra[few]
     assert growth < 64 * MIB, f"from {few} to {many} the peak grows by {growth / MIB:.1f} MiB"
