@@ -29,7 +29,7 @@ class DiscreteKeyValueBottleneck(nn.Module):
     the index of its nearest key, and the value stored under that index is handed on. Keys are fitted on
     unlabelled hidden states by `init_keys` and never move after `freeze_keys`; values are trained, and a
     gradient reaches only the values that were handed out. None reaches the encoder: the derivative of an
-    argmin is zero. Everything here stays in float32, whatever the rest of a model is cast to.
+    argmin is zero. Casting a model to half precision leaves the bottleneck in float32.
 
     Parameters
     ----------
@@ -116,12 +116,12 @@ class DiscreteKeyValueBottleneck(nn.Module):
             nn.init.normal_(self.projections, std=self.mean.numel() ** -0.5)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        # module.to(), .half(), .bfloat16() and .cuda() all come here: follow to the device, not to the dtype
-        def keep_dtype(tensor: Tensor) -> Tensor:
+        # .to(), .half(), .bfloat16() and .cuda() all come here: follow to the device, not to half precision
+        def keep_precision(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+            return tensor.to(moved.device) if moved.dtype in (torch.float16, torch.bfloat16) else moved
 
-        return super()._apply(keep_dtype, recurse)
+        return super()._apply(keep_precision, recurse)
 
     @property
     def num_codebooks(self) -> int:
@@ -135,7 +135,7 @@ class DiscreteKeyValueBottleneck(nn.Module):
 
     def split(self, hidden_states: Tensor) -> Tensor:
         """Standardise hidden states ``(N, dim)`` and turn them into one vector a codebook, ``(N, C, dim_key)``."""
-        vectors = hidden_states.float()
+        vectors = hidden_states.to(self.keys.dtype)
         if self.standardize:
             vectors = (vectors - self.mean).div_(self.std)
         if self.projection == "random":
@@ -145,7 +145,7 @@ class DiscreteKeyValueBottleneck(nn.Module):
 
     @torch.no_grad()
     def quantize(self, hidden_states: Tensor) -> Tensor:
-        """Find the key indices of hidden states, in float32 whatever the model's dtype or autocast.
+        """Find the key indices of hidden states, in full precision whatever their dtype or autocast.
 
         Parameters
         ----------

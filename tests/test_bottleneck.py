@@ -304,7 +304,7 @@ def update(bottleneck, hidden_states):
     return bottleneck.update_keys(bottleneck.split(hidden_states), 0.9, torch.Generator())
 
 
-def test_casting_a_model_leaves_its_bottleneck_in_float32(fitted):
+def test_casting_a_model_to_half_precision_leaves_its_bottleneck_in_float32(fitted):
     bottleneck, hidden_states = copy.deepcopy(fitted)
     model = torch.nn.Sequential(torch.nn.Linear(12, 12), bottleneck).to(torch.bfloat16)
     assert model[0].weight.dtype == torch.bfloat16
@@ -313,6 +313,10 @@ def test_casting_a_model_leaves_its_bottleneck_in_float32(fitted):
     }
     half = hidden_states.bfloat16()
     assert torch.equal(bottleneck.quantize(half), bottleneck.quantize(half.float()))
+    wide = copy.deepcopy(bottleneck).double()
+    assert wide.quantize(hidden_states).shape == (500, 3)
+    assert wide.keys.dtype == wide.values.dtype == torch.float64
+    assert torch.equal(wide.float().keys, bottleneck.keys)
 
 
 def trained(bottleneck, hidden_states, optimizer, steps=5):

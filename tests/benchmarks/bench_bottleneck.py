@@ -118,8 +118,8 @@ def add(table, what, size, times, other, ratio, target, runs):
             "its ms": its,
             "ratio": ratio,
             "target": target,
-            "extra MiB, ours": memory[0],
-            "its": memory[1],
+            "extra MiB": memory[0],
+            "its extra MiB": memory[1],
         }
     )
 
@@ -412,6 +412,6 @@ def test_growth(benchmark, table, axis, sizes):
             "ours ms": f"{milliseconds(medians[0])} ... {milliseconds(medians[-1])}",
             "ratio": f"time ^{exponents[0]:.2f} (last step ^{last:.2f}), memory ^{exponents[1]:.2f}",
             "target": f"{judge(exponents[0], ('<=', 1.05))}; {judge(exponents[1], ('<=', 0.1))}",
-            "extra MiB, ours": f"{memory[0]:,.1f} ... {memory[-1]:,.1f}",
+            "extra MiB": f"{memory[0]:,.1f} ... {memory[-1]:,.1f}",
         }
     )
