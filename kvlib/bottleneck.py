@@ -170,10 +170,13 @@ class DiscreteKeyValueBottleneck(nn.Module):
         require_finite(hidden_states, "hidden_states")
         self._require_keys()
         flat = hidden_states.reshape(-1, dim)
+        found = torch.empty(len(flat), self.num_codebooks, dtype=torch.int64, device=flat.device)
         # in parts: their standardised copies stay small
-        parts = flat.split(max(1, 2 * SCORES // dim))
-        indices = torch.cat([nearest_keys(self.split(part), self.keys) for part in parts])
-        return indices.view(*hidden_states.shape[:-1], self.num_codebooks)
+        for states, indices in zip(
+            *(all_rows.split(max(1, SCORES // dim)) for all_rows in (flat, found)), strict=True
+        ):
+            indices.copy_(nearest_keys(self.split(states), self.keys))
+        return found.view(*hidden_states.shape[:-1], self.num_codebooks)
 
     def lookup(self, key_indices: Tensor) -> Tensor:
         """Hand out values: key indices ``(..., C)`` to values ``(..., C, dim_value)``."""

@@ -120,10 +120,10 @@ def _checked(batch: Tensor | tuple[Tensor, Tensor], dim: int, number: int) -> tu
 
 
 def _moments(vectors: Tensor, weights: Tensor) -> Tensor:
-    wide, shares = vectors.double(), weights.double().unsqueeze(1)
+    wide, shares = vectors.double(), weights.double()
     total = shares.sum()
-    mean = (wide * shares).sum(0) / total.clamp_min(torch.finfo(torch.float64).tiny)
-    return torch.cat([total.view(1), mean, ((wide - mean).square() * shares).sum(0)])
+    mean = (shares @ wide) / total.clamp_min(torch.finfo(torch.float64).tiny)
+    return torch.cat([total.view(1), mean, shares @ wide.sub_(mean).square_()])
 
 
 def _merged(one: Tensor, other: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ def _merged(one: Tensor, other: Tensor) -> Tensor:
 def _hash(vectors: Tensor, multipliers: Tensor) -> Tensor:
     """Hash the bits of every row to 64: a random linear function, then xor-shifts that spread it over all bits."""
     bits = (vectors + 0.0).view(torch.int32).long()  # + 0.0 makes -0.0 equal to 0.0
-    tickets = (bits * multipliers[1:]).sum(1) + multipliers[0]  # wraps around
+    tickets = bits.mul_(multipliers[1:]).sum(1) + multipliers[0]  # wraps around
     for shift in (32, 29):
         tickets = (tickets ^ (tickets >> shift)) * -7046029254386353131
     return tickets

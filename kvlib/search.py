@@ -1,9 +1,10 @@
 """Exact nearest-key search in bounded memory.
 
-Shape comments: N vectors, C codebooks, K keys a codebook, d = dim_key; at one time G codebooks, n vectors, and
-keys in W blocks.
+Shape comments: N vectors, C codebooks, K keys a codebook, d = dim_key; at one time P codebooks are prepared and G
+searched, for n vectors, with keys in W blocks.
 """
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,8 +14,10 @@ from torch import Tensor
 
 # scores held at once: 2^21 float32 are 8 MiB, which a processor's cache can hold
 SCORES = 2**21
+# vectors of a codebook searched at once: with more, the matrix product takes twice as long on CPUs
+_ROWS = 512
 # keys whose smallest score is taken at once
-_BLOCK = 64
+_BLOCK = 32
 
 
 def require_finite(tensor: Tensor, name: str) -> None:
@@ -75,26 +78,26 @@ def nearest_keys(vectors: Tensor, keys: Tensor) -> Tensor:
     require_finite(keys, "keys")
     (N, C, d), K = vectors.shape, keys.shape[1]
     width = -(-K // _BLOCK) * _BLOCK
-    rows = max(1, min(N, SCORES // width))
-    books = max(1, min(C, SCORES // (width * (rows + d))))
+    rows = max(1, min(N, _ROWS, SCORES // width))
+    books = max(1, SCORES // (width * rows))
+    prepared = books * max(1, SCORES // (4 * books * (width + N) * (d + 1)))
     found = torch.empty(N, C, dtype=torch.int64, device=vectors.device)
-    scores = vectors.new_empty(books * width * rows)
+    scores = vectors.new_empty(min(books, C) * width * rows)
     with full_precision(vectors.device):
-        for book in range(0, C, books):
-            some_keys = keys[book : book + books]
-            some_vectors = vectors[:, book : book + books].transpose(0, 1)  # (G, N, d)
-            table, queries, slack = _factors(some_vectors, some_keys, width)
-            for row in range(0, N, rows):
-                part = slice(row, row + rows)
-                chosen = _search(
-                    table, queries[..., part], slack[:, part], scores, some_vectors[:, part], some_keys
-                )
-                found[part, book : book + books] = chosen.T
+        for first in range(0, C, prepared):
+            some_vectors = vectors[:, first : first + prepared].transpose(0, 1)  # (P, N, d)
+            some_keys = keys[first : first + prepared]
+            factors = _factors(some_vectors, some_keys, width)
+            for book, row in itertools.product(range(0, len(some_keys), books), range(0, N, rows)):
+                group, part = slice(book, book + books), slice(row, row + rows)
+                table, queries, slack = factors[0][group], factors[1][group, :, part], factors[2][group, part]
+                chosen = _search(table, queries, slack, scores, some_vectors[group, part], some_keys[group])
+                found[part, first + book : first + book + len(chosen)] = chosen.T
     return found
 
 
 def _factors(vectors: Tensor, keys: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Bring vectors ``(G, N, d)`` and keys ``(G, K, d)`` into the factors of one matrix product.
+    """Bring vectors ``(P, N, d)`` and keys ``(P, K, d)`` into the factors of one matrix product.
 
     ``|x - k|²/2 = |x|²/2 - x·k + |k|²/2``: the first term is the same for all keys and left out, the others are
     the product of ``[-k, |k|²/2]`` and ``[x, 1]``. All is centred on the keys first: far from the origin the
@@ -103,20 +106,20 @@ def _factors(vectors: Tensor, keys: Tensor, width: int) -> tuple[Tensor, Tensor,
     Returns
     -------
     table : torch.Tensor
-        ``(G, width, d + 1)``; keys that fill the last block score infinity.
+        ``(P, width, d + 1)``; keys that fill the last block score infinity.
     queries : torch.Tensor
-        ``(G, d + 1, N)``.
+        ``(P, d + 1, N)``.
     slack : torch.Tensor
-        ``(G, N)``: how far the score of the nearest key may lie above the smallest one.
+        ``(P, N)``: how far the score of the nearest key may lie above the smallest one.
     """
     d = vectors.shape[-1]
-    centre = keys.mean(1, keepdim=True)  # (G, 1, d)
+    centre = keys.mean(1, keepdim=True)  # (P, 1, d)
     vectors, keys = vectors - centre, keys - centre
-    squares = keys.square().sum(-1, keepdim=True)  # (G, K, 1)
+    squares = keys.square().sum(-1, keepdim=True)  # (P, K, 1)
     padding = (0, 0, 0, width - keys.shape[1])
     table = torch.cat([F.pad(-keys, padding), F.pad(squares / 2, padding, value=torch.inf)], dim=-1)
     queries = F.pad(vectors, (0, 1), value=1.0).transpose(1, 2)
-    norms = vectors.norm(dim=-1)  # (G, N)
+    norms = vectors.norm(dim=-1)  # (P, N)
     # neither the nearest key nor the one of the smallest score is farther out than this: the key nearest to the
     # centre would beat it. So one outlier among the keys does not blur all scores
     reach = torch.minimum(squares.amax(1).sqrt(), 4 * norms + 2 * squares.amin(1).sqrt())
