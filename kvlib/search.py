@@ -79,7 +79,8 @@ def nearest_keys(vectors: Tensor, keys: Tensor) -> Tensor:
     (N, C, d), K = vectors.shape, keys.shape[1]
     width = -(-K // _BLOCK) * _BLOCK
     rows = max(1, min(N, _ROWS, SCORES // width))
-    books = max(1, SCORES // (width * rows))
+    # few vectors could have many codebooks searched at once, but then the copies of their keys would be large
+    books = max(1, SCORES // (width * max(rows, 4 * (d + 1))))
     prepared = books * max(1, SCORES // (4 * books * (width + N) * (d + 1)))
     found = torch.empty(N, C, dtype=torch.int64, device=vectors.device)
     scores = vectors.new_empty(min(books, C) * width * rows)

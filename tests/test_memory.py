@@ -83,6 +83,7 @@ for tokens in (8192, 65536):
     measure(f"{tokens} tokens", quantize, *build(8, 64, 768, tokens))
 for codebooks in (64, 768):
     measure(f"{codebooks} codebooks", quantize, *build(codebooks, 64, 8 * codebooks, 512))
+measure("one token", quantize, *build(256, 4096, 3072, 1))
 
 
 def fit(batches):
@@ -129,6 +130,11 @@ def test_forward_and_backward_at_full_size_need_less_than_512_mib(extra):
 
 def test_ties_of_all_keys_need_no_more_than_the_bound(extra):
     assert_below(extra["all equal"], 256)
+
+
+def test_one_token_for_many_codebooks_needs_no_copy_of_all_keys(extra):
+    # the keys are 48 MiB
+    assert_below(extra["one token"], 32)
 
 
 @pytest.mark.parametrize(

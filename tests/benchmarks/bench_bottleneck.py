@@ -22,7 +22,7 @@ from sklearn.cluster import MiniBatchKMeans
 from vector_quantize_pytorch import VectorQuantize
 
 from kvlib import CustomDataset, DiscreteKeyValueBottleneck, DistilBERTwithBottleNeck
-from kvlib.search import _BLOCK, _ROWS, SCORES, _factors, full_precision, nearest_keys
+from kvlib.search import full_precision, nearest_keys
 from kvlib.training import KeyIndexDataset
 
 # the unit tests hide GPUs
@@ -150,22 +150,21 @@ def shape(tokens=TOKENS, codebooks=CODEBOOKS, keys=KEYS):
 
 
 def products_of(bottleneck, states):
-    """Prepare the matrix products of `quantize`, cut as `nearest_keys` cuts them, and nothing else."""
-    vectors, keys = bottleneck.split(states), bottleneck.keys
-    (N, C, _), K = vectors.shape, keys.shape[1]
-    width = -(-K // _BLOCK) * _BLOCK
-    rows = max(1, min(N, _ROWS, SCORES // width))
-    books = max(1, SCORES // (width * rows))
-    cut = zip(vectors.transpose(0, 1).split(books), keys.split(books), strict=True)
-    factors = [_factors(*pair, width)[:2] for pair in cut]
-    scores = vectors.new_empty(min(books, C) * width * rows)
+    """Record the matrix products of `quantize`, cut as it cuts them, to repeat them and nothing else."""
+    multiply, products = torch.bmm, []
+
+    def record(left, right, out):
+        products.append((left, right, out))
+        return multiply(left, right, out=out)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "bmm", record)
+        bottleneck.quantize(states)
 
     def run():
         with full_precision(DEVICE):
-            for table, queries in factors:
-                for part in queries.split(rows, -1):
-                    G, n = len(part), part.shape[-1]
-                    torch.bmm(table, part, out=scores[: G * width * n].view(G, width, n))
+            for left, right, out in products:
+                multiply(left, right, out=out)
 
     return run
 
