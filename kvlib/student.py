@@ -297,7 +297,8 @@ class DistilBERTwithBottleNeck(DistilBertPreTrainedModel):
         pooled = pool_real_tokens(values, real)  # (B, C, dim_value)
         if self.config.decoder == "mean":
             return pooled.mean(1)
-        return self.decoder(self.dropout(pooled.flatten(1)))
+        # values stay in float32 where the rest of the model is in half precision
+        return self.decoder(self.dropout(pooled.flatten(1)).to(self.decoder.weight.dtype))
 
     def forward(
         self,
