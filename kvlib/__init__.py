@@ -2,6 +2,7 @@
 
 from kvlib.bottleneck import DiscreteKeyValueBottleneck
 from kvlib.data import TASKS, CustomDataset, hold_out, load_glue
+from kvlib.discretized import BERTwithBottleNeck
 from kvlib.evaluation import evaluate
 from kvlib.loss import distillation_loss
 from kvlib.metrics import compute_metrics
@@ -16,6 +17,7 @@ __all__ = [
     "PROFILES",
     "TASKS",
     "BERTbase",
+    "BERTwithBottleNeck",
     "CustomDataset",
     "DiscreteKeyValueBottleneck",
     "DistilBERTwithBottleNeck",

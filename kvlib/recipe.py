@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -81,6 +82,7 @@ class Experiment:
         profile: str | Profile | None = None,
         seed: int = 0,
         runs: str | Path | None = None,
+        max_rows: int | None = None,
     ) -> None:
         self.task = get_task(task)
         self.profile = profile if isinstance(profile, Profile) else get_profile(profile)
@@ -88,9 +90,12 @@ class Experiment:
         self.seed = seed
         self.runs = Path(runs or RUNS)
         self.data = load_glue(task, self.source)
+        if max_rows is not None:
+            self.data["train"] = self.data["train"].select(range(min(max_rows, len(self.data["train"]))))
         self.tokenizer = load_tokenizer(self.profile.teacher_checkpoint)
         tokenized = partial(CustomDataset, tokenizer=self.tokenizer, task=task, max_length=self.profile.max_length)
-        self.train, self.held_out = map(tokenized, hold_out(self.data["train"], seed=seed))
+        self.train_split, held_out = hold_out(self.data["train"], seed=seed)
+        self.train, self.held_out = tokenized(self.train_split), tokenized(held_out)
         self.validation = {name: tokenized(self.data[name]) for name in self.task.validation if name in self.data}
         self.seconds: dict[str, float] = {}
         self.histories: dict[str, pd.DataFrame] = {}
@@ -126,7 +131,8 @@ class Experiment:
         """The teacher's logits on `train`, shape ``(len(train), num_labels)``; also attached to `train`."""
         key = hashlib.sha256(f"{fingerprint(self.teacher)} {self.train.fingerprint}".encode()).hexdigest()
         path = self.runs / f"{self.task.name}-logits-{key[:12]}.safetensors"
-        logits = cached_logits(self.teacher, self.train, path)
+        with self.precision():
+            logits = cached_logits(self.teacher, self.train, path)
         self.train.attach(logits)
         return logits
 
@@ -157,6 +163,11 @@ class Experiment:
             **self._taught_by(),
         }
         return self._stage("bottleneck", DistilBERTwithBottleNeck, self.discretized, settings)
+
+    def precision(self) -> AbstractContextManager:
+        """Return the autocast under which the encoders of this experiment run: bfloat16, or none."""
+        device = torch.accelerator.current_accelerator() or torch.device("cpu")
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.profile.bf16)
 
     def discretized(self) -> DistilBERTwithBottleNeck:
         """Return the distilled student with a bottleneck whose keys are fitted and whose values are still zero."""
@@ -235,6 +246,7 @@ class Experiment:
             "student_checkpoint": p.student_checkpoint,
             "teacher_pooling": p.teacher_pooling,
             "batch_size": p.batch_size,
+            "bf16": p.bf16,
             "train": self.train.fingerprint,
             "held_out": self.held_out.fingerprint,
             "versions": {name: version(name) for name in ("kvlib", "torch", "transformers")},
@@ -269,13 +281,19 @@ class Experiment:
         model.save_pretrained(finished / "model")
         self.tokenizer.save_pretrained(finished / "model")
         history.to_csv(finished / "history.csv", index=False)
-        record = {"made_from": made_from, "seconds": time.perf_counter() - start}
+        record = {
+            "made_from": made_from,
+            "seconds": time.perf_counter() - start,
+            "peak_memory_mb": _peak_memory_mb(),
+            "threads": torch.get_num_threads(),
+        }
         (finished / "record.json").write_text(json.dumps(record, indent=1))
 
     def _train(
         self, stage: str, model: PreTrainedModel, output_dir: Path, settings: dict[str, Any]
     ) -> pd.DataFrame:
         train, held_out, options = self.train, self.held_out, {"batch_size": self.profile.batch_size}
+        options["bf16"] = self.profile.bf16
         if stage == "bottleneck":
             train, held_out = (KeyIndexDataset(model, split, self.runs) for split in (train, held_out))
             options |= {"weight_decay": 0.0, "train_sampling_strategy": "random"}

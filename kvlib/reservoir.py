@@ -40,6 +40,11 @@ def processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """Number this process among those of `torch.distributed`; 0 where it is not in use."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
 def read_stream(
     batches: Iterable[Tensor | tuple[Tensor, Tensor]], dim: int, max_vectors: int, seed: int, device: torch.device
 ) -> Sample:

@@ -1,8 +1,10 @@
 """Stage 1: fine-tune BERT on a task, then keep its logits."""
 
 import hashlib
+import json
 import os
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,12 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
 from huggingface_hub.utils import are_progress_bars_disabled
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -29,17 +33,13 @@ from transformers import (
     set_seed,
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from kvlib.data import CustomDataset, Task, get_task
 from kvlib.metrics import compute_metrics
-from kvlib.profiles import minilm_path
+from kvlib.profiles import resolve_checkpoint
 
 MODEL_INPUTS = ("input_ids", "token_type_ids", "attention_mask")
-
-
-def resolve_checkpoint(name: str) -> str:
-    """Turn ``"minilm"`` into the folder of the pip-installed weights; leave other names as they are."""
-    return str(minilm_path()) if name == "minilm" else name
 
 
 def load_tokenizer(checkpoint: str = "minilm") -> PreTrainedTokenizerBase:
@@ -123,7 +123,7 @@ class BERTbase(BertPreTrainedModel):
         config = cls.config_class.from_dict(pretrained.to_dict() | label_config(spec) | {"pooling": pooling})
         set_seed(seed)
         # dtype: transformers would otherwise keep the checkpoint's, and half precision does not train here
-        return cls.from_pretrained(path, config=config, dtype=torch.float32)
+        return cls.from_pretrained(path, config=config, dtype=torch.float32, use_safetensors=True)
 
     def forward(
         self,
@@ -163,10 +163,127 @@ class BERTbase(BertPreTrainedModel):
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
 
+class _LengthGrouped(LengthGroupedSampler):
+    """Shuffle by seed and epoch alone: the same order in every process, and again after a resume."""
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
+        super().__init__(batch_size, lengths=lengths)
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return super().__iter__()
+
+
+class GuardedTrainer(Trainer):
+    """`transformers.Trainer` for a `CustomDataset`, with an end that explains itself.
+
+    It stops at a loss that is not finite (FloatingPointError, with step, learning rate and idx of the batch),
+    says what to lower when memory runs out (MemoryError), and marks each checkpoint that is whole on the disk, so
+    that a half-written one is never resumed from. Several processes see the rows in the order in which one would.
+    """
+
+    # the loss is a mean over the batch: without this, accumulating gradients would add instead of averaging
+    loss_is_scaled_for_ga = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # by default columns that forward does not name are dropped: idx and teacher_logits
+        self.args.remove_unused_columns = False
+        self.label_names = ["labels"]
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """Compute the loss on the labels; `Trainer` calls this in training and in evaluation."""
+        outputs = model(**{name: inputs[name] for name in (*MODEL_INPUTS, "labels")})
+        return (outputs.loss, {"logits": outputs.logits}) if return_outputs else outputs.loss
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Do one step, or say why it cannot be done."""
+        idx = inputs["idx"].tolist()
+        try:
+            loss = super().training_step(model, inputs, *args, **kwargs)
+        except (RuntimeError, MemoryError) as error:
+            # on a CPU torch has no class of its own for it
+            if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
+                raise MemoryError(self._out_of_memory(inputs)) from error
+            raise
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss.item()} in step {self.state.global_step + 1}, at learning rate "
+                f"{self._get_learning_rate():.2e}, in the batch with idx {idx}: lower the learning rate, look at "
+                "these rows, or train without bf16. The last checkpoint was written before it"
+            )
+        return loss
+
+    def _out_of_memory(self, inputs: dict[str, Tensor]) -> str:
+        shape = tuple(next(iter(inputs.values())).shape)
+        return (
+            f"out of memory in step {self.state.global_step + 1}, in a batch of {shape[0]} rows of {shape[1:]}: "
+            f"lower batch_size ({self.args.per_device_train_batch_size} a process) and raise "
+            "gradient_accumulation_steps by as much, lower max_length, or set gradient_checkpointing or bf16"
+        )
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> torch.utils.data.Sampler | None:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return _LengthGrouped(rows, self.train_dataset.lengths.tolist(), self.args.seed)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        folder = Path(self._get_output_dir(trial=None)) / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                _mark_whole(folder)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            kept = whole_checkpoint(folder.parent)
+            raise OSError(
+                f"cannot write the checkpoint {folder}: {error}. Make room and start the same command again; it "
+                f"goes on from {kept or 'the beginning'}"
+            ) from error
+
+
+_WHOLE = "whole.json"
+
+
+def _mark_whole(checkpoint: Path) -> None:
+    """Write down the size of each file, after the last one has reached the disk."""
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    for path in files:
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+    sizes = {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
+    aside = checkpoint / f"{_WHOLE}.partial"
+    aside.write_text(json.dumps(sizes))
+    aside.replace(checkpoint / _WHOLE)
+
+
+def whole_checkpoint(folder: str | Path) -> Path | None:
+    """Return the last checkpoint in `folder` that was written to its end, None if there is none."""
+    for path in sorted(Path(folder).glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True):
+        if (path / _WHOLE).is_file():
+            sizes = json.loads((path / _WHOLE).read_text())
+            if all(
+                (file := path / name).is_file() and file.stat().st_size == size for name, size in sizes.items()
+            ):
+                return path
+    return None
+
+
 def fine_tune(
     model: PreTrainedModel,
-    train: torch.utils.data.Dataset,
-    held_out: torch.utils.data.Dataset,
+    train: Dataset,
+    held_out: Dataset,
     output_dir: str | Path,
     *,
     epochs: int,
@@ -175,7 +292,7 @@ def fine_tune(
     weight_decay: float = 0.01,
     seed: int = 0,
     resume: bool = False,
-    trainer: Callable[..., Trainer] = Trainer,
+    trainer: Callable[..., Trainer] = GuardedTrainer,
     **arguments: Any,
 ) -> pd.DataFrame:
     """Train `model` with AdamW and keep its best epoch.
@@ -196,15 +313,16 @@ def fine_tune(
     learning_rate : float
         Peak learning rate.
     batch_size : int
-        Examples a step.
+        Examples a step, over all processes.
     weight_decay : float
         AdamW's; biases and layer norms are exempt.
     seed : int
         Of shuffling and dropout.
     resume : bool
-        Go on from the last checkpoint in `output_dir`, if there is one. It must come from the same call.
+        Go on from the last whole checkpoint in `output_dir`, if there is one. It must come from the same call.
+        What was half-written when a run was killed is removed.
     trainer : callable
-        `transformers.Trainer` or `DistillationTrainer`, perhaps with options bound by `functools.partial`.
+        `GuardedTrainer` or `DistillationTrainer`, perhaps with options bound by `functools.partial`.
     **arguments
         Further `transformers.TrainingArguments`, for example ``bf16=True``.
 
@@ -225,11 +343,23 @@ def fine_tune(
         raise FileExistsError(
             f"{output_dir} holds checkpoints: pass resume=True to go on from them, or choose another folder"
         )
+    last = whole_checkpoint(output_dir)
+    state = PartialState()
+    if batch_size % state.num_processes:
+        raise ValueError(
+            f"batch_size is {batch_size}, the examples of one step over all processes: expected a multiple of the "
+            f"{state.num_processes} processes"
+        )
+    if state.is_main_process:
+        for path in Path(output_dir).glob("checkpoint-*"):
+            if last is None or int(path.name.split("-")[1]) > int(last.name.split("-")[1]):
+                shutil.rmtree(path)
+    state.wait_for_everyone()
     quiet = are_progress_bars_disabled()
     settings = {
         "num_train_epochs": epochs,
         "learning_rate": learning_rate,
-        "per_device_train_batch_size": batch_size,
+        "per_device_train_batch_size": batch_size // state.num_processes,
         "per_device_eval_batch_size": 2 * batch_size,
         "weight_decay": weight_decay,
         "warmup_steps": 0.1,
@@ -242,7 +372,8 @@ def fine_tune(
         "eval_strategy": "epoch",
         "save_strategy": "epoch",
         "logging_strategy": "epoch",
-        "save_total_limit": 1,
+        # the best and two: the one before stays until the new one is whole
+        "save_total_limit": 2,
         "load_best_model_at_end": True,
         "metric_for_best_model": task.metrics[0],
         "greater_is_better": True,
@@ -250,6 +381,8 @@ def fine_tune(
         "report_to": "none",
         "disable_tqdm": quiet,
         "dataloader_pin_memory": torch.cuda.is_available(),
+        # bf16 on a CPU is refused unless the CPU is asked for by name
+        "use_cpu": not torch.accelerator.is_available(),
     }
     run = trainer(
         model=model,
@@ -261,7 +394,7 @@ def fine_tune(
     )
     # prints every log as a dict when bars are off
     run.remove_callback(PrinterCallback)
-    run.train(resume_from_checkpoint=has_checkpoint)
+    run.train(resume_from_checkpoint=str(last) if last else None)
     model.eval()
     return _epochs(run.state.log_history)
 

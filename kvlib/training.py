@@ -8,18 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import Trainer
 
 from kvlib.data import CustomDataset
 from kvlib.loss import distillation_loss
 from kvlib.student import DistilBERTwithBottleNeck
-from kvlib.teacher import MODEL_INPUTS, cached_tensors, fingerprint
+from kvlib.teacher import MODEL_INPUTS, GuardedTrainer, cached_tensors, fingerprint
 
 STUDENT_INPUTS = (*MODEL_INPUTS, "key_indices")
 
 
-class DistillationTrainer(Trainer):
-    """`transformers.Trainer` with `distillation_loss`.
+class DistillationTrainer(GuardedTrainer):
+    """`GuardedTrainer` with `distillation_loss`.
 
     Batches carry ``labels`` and, in training, ``teacher_logits``, as `CustomDataset` gives them; the teacher
     itself is not needed. Where there are no teacher logits (evaluation), the loss is that on the labels.
@@ -37,16 +36,10 @@ class DistillationTrainer(Trainer):
         If `alpha` is positive and the training data has no teacher logits.
     """
 
-    # the loss is a mean over the batch: without this, accumulating gradients would add instead of averaging
-    loss_is_scaled_for_ga = False
-
     def __init__(self, *args: Any, temperature: float = 2.0, alpha: float = 0.9, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.temperature = temperature
         self.alpha = alpha
-        # by default columns that forward does not name are dropped before the loss sees them: teacher_logits
-        self.args.remove_unused_columns = False
-        self.label_names = ["labels"]
         train = self.train_dataset
         if alpha > 0 and train is not None and getattr(train, "teacher_logits", None) is None:
             raise ValueError(

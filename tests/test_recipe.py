@@ -132,7 +132,7 @@ def test_regression_and_two_validation_splits_run_through(task, tmp_path):
         (("distil",), "arguments are required: --task"),
         (("distil", "--task", "nonsense"), "unknown task 'nonsense': choose one of " + ", ".join(TASKS)),
         (("distil", "--task", "sst2", "--source", "nowhere"), "no folder nowhere/sst2"),
-        (("distil", "--task", "sst2", "--profile", "huge"), "unknown profile 'huge': choose one of quick, base"),
+        (("distil", "--task", "sst2", "--profile", "huge"), "unknown profile 'huge': choose one of quick, real, base"),
         (("distil", "--task", "sst2", "--seed", "one"), "invalid int value: 'one'"),
         (("distil", "--task", "sst2", "--output", __file__), "is a file, expected a folder"),
         (("distil", "--task", "sst2", "--source", "hub"), "cannot load nyu-mll/glue (sst2) from the hub"),

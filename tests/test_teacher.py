@@ -18,7 +18,7 @@ def test_minilm_is_the_published_one_and_other_weights_are_refused(monkeypatch):
 
 def test_unknown_profile_names_both(monkeypatch):
     monkeypatch.setenv("KVLIB_PROFILE", "huge")
-    with pytest.raises(ValueError, match="unknown profile 'huge': choose one of quick, base"):
+    with pytest.raises(ValueError, match="unknown profile 'huge': choose one of quick, real, base"):
         get_profile()
 
 
