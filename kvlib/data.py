@@ -12,6 +12,8 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
+from kvlib.profiles import REVISIONS
+
 MINI_GLUE = Path(__file__).resolve().parents[1] / "data" / "mini_glue"
 HUB_NAME = "nyu-mll/glue"
 
@@ -145,8 +147,9 @@ def load_glue(task: str, source: str | Path | None = None) -> DatasetDict:
 
 def _load_hub(task: Task) -> DatasetDict:
     try:
-        data = load_dataset(HUB_NAME, task.name)
-    except (OSError, ValueError) as error:
+        data = load_dataset(HUB_NAME, task.name, revision=REVISIONS[HUB_NAME])
+    # the errors of the hub's client and of what it reads with share no base class
+    except Exception as error:
         raise FileNotFoundError(
             f"cannot load {HUB_NAME} ({task.name}) from the hub: {type(error).__name__}: {error}. "
             "Use source='mini' for the data that ships with the course, or source=FOLDER for your own files"
@@ -332,11 +335,31 @@ class CustomDataset(torch.utils.data.Dataset):
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.teacher_logits = None
+        self.teacher_states = None
         if teacher_logits is not None:
             self.attach(teacher_logits)
 
-    def attach(self, teacher_logits: torch.Tensor) -> None:
-        """Attach the teacher's logits, shape ``(len(self), num_labels)``, in the order of the rows."""
+    def attach(self, teacher_logits: torch.Tensor, teacher_states: torch.Tensor | None = None) -> None:
+        """Attach what the teacher says of the rows.
+
+        Parameters
+        ----------
+        teacher_logits : torch.Tensor
+            ``(len(self), num_labels)``, in the order of the rows.
+        teacher_states : torch.Tensor, optional
+            Last hidden states of all real tokens, row after row, ``(sum(lengths), dim)``, as `predict_states`
+            gives them.
+
+        Raises
+        ------
+        ValueError
+            If a shape is another, or logits are not finite.
+        """
+        if teacher_states is not None and len(teacher_states) != self.lengths.sum():
+            raise ValueError(
+                f"teacher_states has {len(teacher_states)} rows, expected one for each of the "
+                f"{self.lengths.sum()} real tokens; compute them again"
+            )
         expected = (len(self), self.task.num_labels)
         if tuple(teacher_logits.shape) != expected:
             raise ValueError(
@@ -346,6 +369,8 @@ class CustomDataset(torch.utils.data.Dataset):
         if not torch.isfinite(teacher_logits).all():
             raise ValueError("teacher_logits holds NaN or infinity; compute them again")
         self.teacher_logits = teacher_logits.float().cpu()
+        self.teacher_states = teacher_states
+        self._ends = np.concatenate([[0], np.cumsum(self.lengths)])
 
     def __len__(self) -> int:
         return len(self.idx)
@@ -355,6 +380,8 @@ class CustomDataset(torch.utils.data.Dataset):
         example |= {"labels": self.labels[row], "idx": self.idx[row]}
         if self.teacher_logits is not None:
             example["teacher_logits"] = self.teacher_logits[row].tolist()
+        if self.teacher_states is not None:
+            example["teacher_states"] = self.teacher_states[self._ends[row] : self._ends[row + 1]]
         return example
 
     def collate(self, examples: list[dict]) -> dict[str, torch.Tensor]:
@@ -364,9 +391,12 @@ class CustomDataset(torch.utils.data.Dataset):
         -------
         dict of torch.Tensor
             ``input_ids``, ``token_type_ids``, ``attention_mask`` (B, T) int64; ``labels`` (B,) int64, or
-            float32 for regression; ``idx`` (B,) int64; ``teacher_logits`` (B, num_labels) float32 if attached.
+            float32 for regression; ``idx`` (B,) int64. If attached, ``teacher_logits`` (B, num_labels) float32 and
+            ``teacher_states`` (N, dim), row after row and without padding.
         """
-        return dict(DataCollatorWithPadding(self.tokenizer)(examples))
+        states = [example.pop("teacher_states") for example in examples if "teacher_states" in example]
+        batch = dict(DataCollatorWithPadding(self.tokenizer)(examples))
+        return batch | {"teacher_states": torch.cat(states)} if states else batch
 
     @property
     def lengths(self) -> np.ndarray:

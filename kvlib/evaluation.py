@@ -9,11 +9,15 @@ from datasets import Dataset
 from scipy.sparse import spmatrix
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from transformers import PreTrainedModel
 
 from kvlib.data import CustomDataset, Task, get_task
+from kvlib.discretized import DiscretizedModel
 from kvlib.metrics import compute_metrics
-from kvlib.teacher import predict_logits
+from kvlib.student import DistilBERTwithBottleNeck
+from kvlib.teacher import predict_logits, predict_states
 
 
 def evaluate(model: PreTrainedModel, dataset: CustomDataset) -> dict[str, float]:
@@ -56,6 +60,62 @@ def tfidf_predictions(train: Dataset, split: Dataset, task: str) -> np.ndarray:
     model = Ridge() if spec.is_regression else LogisticRegression(max_iter=1000)
     model.fit(features, train["label"][:])
     return model.predict(vectorizer.transform(joined_texts(split, spec)))
+
+
+def probe_predictions(student: DistilBERTwithBottleNeck, train: CustomDataset, split: CustomDataset) -> np.ndarray:
+    """Predict `split` from a linear model on a frozen encoder's mean hidden states: a linear probe.
+
+    Logistic regression for classification, ridge for STS-B, on standardised features, scikit-learn's defaults.
+
+    Parameters
+    ----------
+    student : DistilBERTwithBottleNeck
+        Without a bottleneck; only its encoder is used.
+    train, split : CustomDataset
+        Rows to fit on and rows to predict.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape ``(len(split),)``: class numbers or scores.
+    """
+    model = Ridge() if train.task.is_regression else LogisticRegression(max_iter=1000)
+    probe = make_pipeline(StandardScaler(), model)
+    probe.fit(_sentence_vectors(student, train), train.labels)
+    return probe.predict(_sentence_vectors(student, split))
+
+
+def _sentence_vectors(student: DistilBERTwithBottleNeck, dataset: CustomDataset) -> np.ndarray:
+    """Take the mean hidden state of each row: ``(len(dataset), dim)``."""
+    states = predict_states(student, dataset).float().split(dataset.lengths.tolist())
+    return torch.stack([row.mean(0) for row in states]).numpy()
+
+
+def key_agreement(
+    teacher: DiscretizedModel, student: DiscretizedModel, dataset: CustomDataset
+) -> tuple[np.ndarray, np.ndarray]:
+    """Say how often a student fires the key that its teacher fires.
+
+    Means something only where both have the same keys (`DistilBERTwithBottleNeck.carry_keys`); else it is chance.
+
+    Parameters
+    ----------
+    teacher, student : BERTwithBottleNeck, DistilBERTwithBottleNeck
+        With as many codebooks, both pooling after the search.
+    dataset : CustomDataset
+        The rows on whose tokens they are compared.
+
+    Returns
+    -------
+    agreement, error : numpy.ndarray
+        Shape ``(C,)`` each: the share of tokens with the same key index, and the student's quantisation error
+        (mean squared distance to the key over the variance of its vectors).
+    """
+    states = torch.cat(list(student.hidden_states(dataset)))
+    fired = student.bottleneck.quantize(states)
+    same = fired == torch.cat([teacher.bottleneck.quantize(batch) for batch in teacher.hidden_states(dataset)])
+    error = student.bottleneck.usage(fired, states)["quantization_error"]
+    return same.double().mean(0).cpu().numpy(), error.to_numpy()
 
 
 def bootstrap_interval(

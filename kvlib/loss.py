@@ -1,7 +1,10 @@
-"""The loss of distillation: softened KL divergence, mixed with the loss on the labels."""
+"""The losses of distillation: softened KL mixed with the loss on the labels, and two on hidden states."""
 
 import torch.nn.functional as F
 from torch import Tensor
+
+from kvlib.bottleneck import DiscreteKeyValueBottleneck
+from kvlib.search import full_precision
 
 
 def distillation_loss(
@@ -85,3 +88,88 @@ def _label_loss(student_logits: Tensor, labels: Tensor) -> Tensor:
     if student_logits.shape[-1] == 1:
         return F.mse_loss(student_logits.squeeze(-1), labels.to(student_logits.dtype))
     return F.cross_entropy(student_logits, labels)
+
+
+def hidden_state_loss(student_states: Tensor, teacher_states: Tensor) -> Tensor:
+    """Take one minus the cosine between hidden states, averaged over tokens.
+
+    Parameters
+    ----------
+    student_states, teacher_states : torch.Tensor
+        Last hidden states of the same real tokens, ``(N, dim)``.
+
+    Returns
+    -------
+    torch.Tensor
+        A scalar from 0 (same directions) to 2.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+
+    References
+    ----------
+    Sanh et al., "DistilBERT", 2019, section 3.
+    """
+    _same_shape(student_states, teacher_states)
+    return 1 - F.cosine_similarity(student_states.float(), teacher_states.float(), dim=-1).mean()
+
+
+def alignment_loss(
+    bottleneck: DiscreteKeyValueBottleneck,
+    student_states: Tensor,
+    teacher_states: Tensor,
+    key_weight: float = 0.0,
+    key_temperature: float = 1.0,
+) -> Tensor:
+    r"""Pull hidden states to where they fire the teacher's keys.
+
+    With s and t the student's and the teacher's vectors as the bottleneck sees them (standardised, then cut or
+    projected), k the keys and j the teacher's key index:
+
+    .. math:: L = \frac{1}{d} \lVert s - t \rVert^2
+              + w \, \mathrm{CE}\bigl(\mathrm{softmax}_k(-\lVert s - k \rVert^2 / \tau), j\bigr)
+
+    Both terms are means over tokens and codebooks, and both reach the encoder, which nothing behind the argmin
+    does.
+
+    Parameters
+    ----------
+    bottleneck : DiscreteKeyValueBottleneck
+        The teacher's, its keys frozen.
+    student_states, teacher_states : torch.Tensor
+        Last hidden states of the same real tokens, ``(N, dim)``; the teacher's are taken without gradient.
+    key_weight : float
+        w, weight of the cross-entropy on the teacher's key indices. Its memory is that of ``(C, N, K)`` numbers.
+    key_temperature : float
+        :math:`\tau`, in squared units of the bottleneck's vectors (standard deviations, if it standardises).
+
+    Returns
+    -------
+    torch.Tensor
+        A scalar.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+    """
+    _same_shape(student_states, teacher_states)
+    student, teacher = bottleneck.split(student_states), bottleneck.split(teacher_states.detach())  # (N, C, d)
+    loss = F.mse_loss(student, teacher)
+    if key_weight:
+        with full_precision(student.device):
+            # |s|² is the same for all keys and falls out of the softmax
+            scores = 2 * student.transpose(0, 1) @ bottleneck.keys.mT - bottleneck.keys.square().sum(-1)[:, None]
+        fired = bottleneck.quantize(teacher_states)  # (N, C)
+        loss = loss + key_weight * F.cross_entropy((scores / key_temperature).flatten(0, 1), fired.T.flatten())
+    return loss
+
+
+def _same_shape(student_states: Tensor, teacher_states: Tensor) -> None:
+    if student_states.shape != teacher_states.shape:
+        raise ValueError(
+            f"student_states {tuple(student_states.shape)} and teacher_states {tuple(teacher_states.shape)} must "
+            "have the same shape: hidden states of the same tokens, equally wide"
+        )

@@ -50,6 +50,11 @@ class Profile:
         Of the distillation loss.
     num_codebooks, codebook_size : int
         Shape of the bottleneck, C and K.
+    hidden_weight : float
+        Weight of the cosine loss on hidden states in stage 2.
+    alignment_weight, key_weight : float
+        Weight of the alignment to the teacher's keys before they are carried, and in it that of the cross-entropy
+        on key indices; see `kvlib.loss.alignment_loss`.
     bf16 : bool
         Run the encoders under bfloat16 autocast. The key search stays in float32.
     """
@@ -71,6 +76,9 @@ class Profile:
     alpha: float
     num_codebooks: int
     codebook_size: int
+    hidden_weight: float = 0.0
+    alignment_weight: float = 1.0
+    key_weight: float = 0.0
     bf16: bool = False
 
 
@@ -190,8 +198,8 @@ def resolve_checkpoint(name: str) -> str:
         files = [hf_hub_download(name, file, revision=REVISIONS.get(name)) for file in CHECKPOINT_FILES]
     except RemoteEntryNotFoundError as error:
         raise FileNotFoundError(
-            f"{name} on the hub lacks a file, expected {', '.join(CHECKPOINT_FILES)} (pickled weights may run code "
-            f"and are never loaded): {error}. Choose another checkpoint, or convert it and give the folder"
+            f"{name} on the hub lacks a file, expected {', '.join(CHECKPOINT_FILES)} (pickled weights may run "
+            f"code and are never loaded): {error}. Choose another checkpoint, or convert it and give the folder"
         ) from error
     # the errors of the hub's client and of what it reads with share no base class
     except Exception as error:

@@ -41,7 +41,7 @@ def processes() -> int:
 
 
 def rank() -> int:
-    """Number this process among those of `torch.distributed`; 0 where it is not in use."""
+    """Return this process's number among those of `torch.distributed`; 0 where it is not in use."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 

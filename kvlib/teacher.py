@@ -449,6 +449,39 @@ def predict_logits(model: PreTrainedModel, dataset: CustomDataset, batch_size: i
     return logits
 
 
+@torch.inference_mode()
+def predict_states(model: PreTrainedModel, dataset: CustomDataset, batch_size: int = 64) -> Tensor:
+    """Run the encoder of `model` over `dataset` in evaluation mode and keep the last hidden states.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        A teacher; its training mode is put back afterwards.
+    dataset : CustomDataset
+        Its row order is kept.
+    batch_size : int
+        Rows a batch.
+
+    Returns
+    -------
+    torch.Tensor
+        ``(sum(dataset.lengths), dim)``, one row a real token, float16 (half the disk; a BERT's states are of
+        the order of one), on the CPU.
+    """
+    was_training = model.training
+    model.eval()
+    ends = np.concatenate([[0], np.cumsum(dataset.lengths)])
+    states = torch.empty(ends[-1], model.config.hidden_size, dtype=torch.float16)
+    for rows in np.array_split(np.argsort(dataset.lengths, kind="stable"), -(-len(dataset) // batch_size)):
+        batch = dataset.collate([dataset[int(row)] for row in rows])
+        inputs = {name: batch[name].to(model.device) for name in MODEL_INPUTS if name in batch}
+        found = model.base_model(**inputs).last_hidden_state[inputs["attention_mask"].bool()]
+        tokens = np.concatenate([np.arange(ends[row], ends[row + 1]) for row in rows])
+        states[torch.from_numpy(tokens)] = found.half().cpu()
+    model.train(was_training)
+    return states
+
+
 def fingerprint(tensors: nn.Module | Mapping[str, Tensor]) -> str:
     """SHA-256 of a model's weights and buffers, or of named tensors: changes whenever they do."""
     digest = hashlib.sha256()
@@ -495,12 +528,10 @@ def cached_tensors(
         If the file was made from something else; the message says from what.
     """
     path = Path(path)
-    if not path.exists():
-        tensors = compute()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        save_file(tensors, aside, metadata=made_from)
-        aside.replace(path)
+    # of several processes the first computes, the others read
+    with PartialState().main_process_first():
+        if not path.exists():
+            _write_tensors(path, compute(), made_from)
     with safe_open(path, framework="pt") as stored:
         found = stored.metadata() or {}
         differing = [name for name, value in made_from.items() if found.get(name) != value]
@@ -509,6 +540,17 @@ def cached_tensors(
                 f"{path} was made from another {' and '.join(differing)}: delete it, or choose another path"
             )
         return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor], made_from: dict[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        save_file(tensors, aside, metadata=made_from)
+    except (OSError, SafetensorError) as error:
+        aside.unlink(missing_ok=True)
+        raise OSError(f"cannot write {path}: {error}. Make room, or choose another folder") from error
+    aside.replace(path)
 
 
 def cached_logits(teacher: PreTrainedModel, dataset: CustomDataset, path: str | Path) -> Tensor:
@@ -533,12 +575,22 @@ def cached_logits(teacher: PreTrainedModel, dataset: CustomDataset, path: str | 
     ValueError
         If the file was made from another teacher, tokenizer, or other rows; the message says which.
     """
-    made_from = {
+    made_from = _taught_by(teacher, dataset)
+    return cached_tensors(path, made_from, lambda: {"logits": predict_logits(teacher, dataset)})["logits"]
+
+
+def cached_states(teacher: PreTrainedModel, dataset: CustomDataset, path: str | Path) -> Tensor:
+    """Return what `predict_states` gives, computing it only if `path` does not exist; as `cached_logits`."""
+    made_from = _taught_by(teacher, dataset)
+    return cached_tensors(path, made_from, lambda: {"states": predict_states(teacher, dataset)})["states"]
+
+
+def _taught_by(teacher: PreTrainedModel, dataset: CustomDataset) -> dict[str, str]:
+    return {
         "teacher": fingerprint(teacher),
         "tokenizer": tokenizer_fingerprint(dataset.tokenizer),
         "rows": dataset.fingerprint,
     }
-    return cached_tensors(path, made_from, lambda: {"logits": predict_logits(teacher, dataset)})["logits"]
 
 
 AutoConfig.register(BERTbaseConfig.model_type, BERTbaseConfig)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from kvlib.bottleneck import DiscreteKeyValueBottleneck
 from kvlib.data import CustomDataset
-from kvlib.loss import distillation_loss
-from kvlib.student import DistilBERTwithBottleNeck
+from kvlib.discretized import DiscretizedModel
+from kvlib.loss import alignment_loss, distillation_loss, hidden_state_loss
 from kvlib.teacher import MODEL_INPUTS, GuardedTrainer, cached_tensors, fingerprint
 
 STUDENT_INPUTS = (*MODEL_INPUTS, "key_indices")
@@ -27,23 +28,46 @@ class DistillationTrainer(GuardedTrainer):
     ----------
     temperature, alpha : float
         As in `distillation_loss`; ``alpha=0`` is fine-tuning without a teacher.
+    hidden_weight : float
+        Weight of a loss on last hidden states, added to the others: `hidden_state_loss`, or `alignment_loss` if
+        there is a `bottleneck`.
+    bottleneck : DiscreteKeyValueBottleneck, optional
+        The teacher's, to whose keys the student is aligned before it carries them.
+    key_weight : float
+        As in `alignment_loss`.
     *args, **kwargs
         As for `transformers.Trainer`.
 
     Raises
     ------
     ValueError
-        If `alpha` is positive and the training data has no teacher logits.
+        If `alpha` is positive and the training data has no teacher logits, or `hidden_weight` is and it has no
+        teacher states.
     """
 
-    def __init__(self, *args: Any, temperature: float = 2.0, alpha: float = 0.9, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        temperature: float = 2.0,
+        alpha: float = 0.9,
+        hidden_weight: float = 0.0,
+        bottleneck: DiscreteKeyValueBottleneck | None = None,
+        key_weight: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.temperature = temperature
-        self.alpha = alpha
+        self.temperature, self.alpha = temperature, alpha
+        self.hidden_weight, self.key_weight = hidden_weight, key_weight
+        self.bottleneck = bottleneck.to(self.args.device) if bottleneck is not None else None
         train = self.train_dataset
         if alpha > 0 and train is not None and getattr(train, "teacher_logits", None) is None:
             raise ValueError(
                 f"alpha is {alpha} but the training data has no teacher logits: attach them, or use alpha=0"
+            )
+        if hidden_weight > 0 and train is not None and getattr(train, "teacher_states", None) is None:
+            raise ValueError(
+                f"hidden_weight is {hidden_weight} but the training data has no teacher states: attach them, "
+                "or use hidden_weight=0"
             )
 
     def compute_loss(
@@ -58,7 +82,14 @@ class DistillationTrainer(GuardedTrainer):
         teacher_logits = inputs.get("teacher_logits")
         alpha = self.alpha if teacher_logits is not None else 0.0
         loss = distillation_loss(outputs.logits, teacher_logits, inputs["labels"], self.temperature, alpha)
+        if self.hidden_weight > 0 and "teacher_states" in inputs:
+            loss = loss + self.hidden_weight * self._hidden_loss(outputs.hidden_states, inputs["teacher_states"])
         return (loss, {"logits": outputs.logits}) if return_outputs else loss
+
+    def _hidden_loss(self, student_states: Tensor, teacher_states: Tensor) -> Tensor:
+        if self.bottleneck is None:
+            return hidden_state_loss(student_states, teacher_states)
+        return alignment_loss(self.bottleneck, student_states.float(), teacher_states.float(), self.key_weight)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Leave values out of weight decay, which would shrink those that no input selected."""
@@ -71,13 +102,13 @@ class KeyIndexDataset(torch.utils.data.Dataset):
     """A split as the bottleneck sees it: key indices in place of tokens.
 
     With encoder and keys frozen the key indices of a split are constant. They are computed once, so that stage 3
-    trains on integers. `DistilBERTwithBottleNeck` gives the same logits for them as for the tokens, bit for bit;
+    trains on integers. The model gives the same logits for them as for the tokens, bit for bit;
     only where two keys are equally near to within the rounding of the encoder's float32, another batch may find
     the other.
 
     Parameters
     ----------
-    student : DistilBERTwithBottleNeck
+    student : DistilBERTwithBottleNeck or BERTwithBottleNeck
         With a bottleneck.
     dataset : CustomDataset
         Its labels, idx, teacher logits and order are kept.
@@ -103,7 +134,7 @@ class KeyIndexDataset(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        student: DistilBERTwithBottleNeck,
+        student: DiscretizedModel,
         dataset: CustomDataset,
         folder: str | Path | None = None,
         batch_size: int = 64,
@@ -151,7 +182,7 @@ class KeyIndexDataset(torch.utils.data.Dataset):
         return batch
 
 
-def _key_indices(student: DistilBERTwithBottleNeck, dataset: CustomDataset, batch_size: int) -> Tensor:
+def _key_indices(student: DiscretizedModel, dataset: CustomDataset, batch_size: int) -> Tensor:
     """Find the key indices of all real tokens, in order: ``(N, C)``."""
     largest = student.bottleneck.codebook_size - 1
     smallest = next(kind for kind in (torch.uint8, torch.uint16, torch.uint32) if largest <= torch.iinfo(kind).max)
@@ -159,11 +190,11 @@ def _key_indices(student: DistilBERTwithBottleNeck, dataset: CustomDataset, batc
     return torch.cat([student.bottleneck.quantize(batch).to(smallest).cpu() for batch in states])
 
 
-def _origin(student: DistilBERTwithBottleNeck, dataset: CustomDataset) -> dict[str, str]:
+def _origin(student: DiscretizedModel, dataset: CustomDataset) -> dict[str, str]:
     """Fingerprint all that key indices depend on."""
     options = ("pooling", "pool", "projection", "standardize")
     return {
-        "encoder": fingerprint(student.distilbert),
+        "encoder": fingerprint(student.base_model),
         "bottleneck": fingerprint(dict(student.bottleneck.named_buffers())),
         "options": " ".join(str(getattr(student.config, option)) for option in options),
         "rows": dataset.fingerprint,

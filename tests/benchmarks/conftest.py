@@ -37,20 +37,26 @@ def pytest_terminal_summary(terminalreporter, config):
         start, work = config.stash[START]
         others = (work_of_others() - work) / (perf_counter() - start)
         terminalreporter.write_line(f"{machine()}; other processes took {others:.2f} of a core meanwhile\n")
-        widths = [max(map(len, column)) for column in zip(COLUMNS, *rows, strict=True)]
-        for row in (COLUMNS, ["-" * width for width in widths], *rows):
-            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            terminalreporter.write_line(f"| {' | '.join(cells)} |")
+        for line in markdown(COLUMNS, rows):
+            terminalreporter.write_line(line)
 
 
-def machine():
+def markdown(columns, rows):
+    """Yield the lines of a table of strings."""
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    for row in (columns, ["-" * width for width in widths], *rows):
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        yield f"| {' | '.join(cells)} |"
+
+
+def machine(packages=PACKAGES):
     """Say what the times were measured on."""
     processor = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         processor = next((line.split(": ")[1] for line in lines if line.startswith("model name")), processor)
     devices = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
-    versions = [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in PACKAGES)]
+    versions = [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in packages)]
     hardware = [*devices, f"{processor}, {os.cpu_count()} cores, torch threads: {torch.get_num_threads()}"]
     return "; ".join([*hardware, ", ".join(versions)])
 
@@ -60,5 +66,6 @@ def work_of_others():
     if not Path("/proc/stat").exists():
         return float("nan")
     user, nice, system, _, _, *interrupts = map(int, Path("/proc/stat").read_text().split()[1:9])
-    own = os.times()
-    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK") - own.user - own.system
+    # counts the processes that it started and that have ended, too
+    own = sum(os.times()[:4])
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK") - own

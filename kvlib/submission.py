@@ -1,0 +1,268 @@
+"""GLUE's submission files: what the students say about the test splits, in the server's format.
+
+The server (gluebenchmark.com/submit) takes one zip of eleven files with fixed names, each a header
+``index<TAB>prediction`` and one line a row of the test split, and refuses it if a file or an index is missing.
+Nine of them are made here. The other two are not, because nothing here could fill them honestly: ``WNLI.tsv``
+(WNLI is not among the eight tasks) and ``AX.tsv`` (an MNLI student could answer these diagnostics, but they are
+not loaded here). Take both from GLUE's sample submission, ``gluebenchmark.com/assets/CBOW.zip``; the scores of
+these two are then the sample's, not the students'.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import DatasetDict
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from kvlib.data import TASKS, CustomDataset, get_task, load_glue
+from kvlib.teacher import label_config, predict_logits
+
+# task -> test split -> the file's name
+FILES = {
+    "mnli": {"test_matched": "MNLI-m.tsv", "test_mismatched": "MNLI-mm.tsv"},
+    "rte": {"test": "RTE.tsv"},
+    "cola": {"test": "CoLA.tsv"},
+    "mrpc": {"test": "MRPC.tsv"},
+    "qnli": {"test": "QNLI.tsv"},
+    "sst2": {"test": "SST-2.tsv"},
+    "stsb": {"test": "STS-B.tsv"},
+    "qqp": {"test": "QQP.tsv"},
+}
+OFFICIAL_ROWS = {
+    "MNLI-m.tsv": 9796,
+    "MNLI-mm.tsv": 9847,
+    "RTE.tsv": 3000,
+    "CoLA.tsv": 1063,
+    "MRPC.tsv": 1725,
+    "QNLI.tsv": 5463,
+    "SST-2.tsv": 1821,
+    "STS-B.tsv": 1379,
+    "QQP.tsv": 390965,
+}
+NOT_MADE_HERE = ("WNLI.tsv", "AX.tsv")
+# the server wants words for inference, class numbers for the rest
+_IN_WORDS = ("mnli", "rte", "qnli")
+
+
+def find_students(folder: str | Path) -> dict[str, Path]:
+    """Find the students that ``python -m kvlib distil --output FOLDER/TASK`` wrote.
+
+    Parameters
+    ----------
+    folder : str or pathlib.Path
+        Holds ``<task>/student`` for one task or more.
+
+    Returns
+    -------
+    dict of str to pathlib.Path
+        Task to the student's folder, in the order of `kvlib.data.TASKS`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    """
+    students = {task: path for task in TASKS if (path := Path(folder) / task / "student").is_dir()}
+    if not students:
+        raise FileNotFoundError(
+            f"{folder} holds no student: expected {folder}/TASK/student for one of {', '.join(TASKS)}; "
+            f"python -m kvlib distil --task TASK --output {folder}/TASK makes one"
+        )
+    return students
+
+
+def check_student(student: str | Path, task: str) -> None:
+    """Refuse a student that cannot answer `task`, without loading its weights.
+
+    Parameters
+    ----------
+    student : str or pathlib.Path
+        A folder as `distil` writes it: config, weights, tokenizer. A ``metrics.json`` beside it must name the same
+        task: RTE and QNLI have the same labels, and their students' configs do not differ.
+    task : str
+        One of the eight GLUE names.
+
+    Raises
+    ------
+    FileNotFoundError
+        If one of its files is missing.
+    ValueError
+        If its labels, or their order, are not the task's, or if it was distilled on another task.
+    """
+    student, spec = Path(student), get_task(task)
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        if not (student / name).is_file():
+            raise FileNotFoundError(f"{student} has no {name}: {_again(task, student)}")
+    config, expected = AutoConfig.from_pretrained(student), label_config(spec)
+    if config.id2label != expected["id2label"]:
+        raise ValueError(
+            f"the student in {student} numbers its labels {', '.join(config.id2label.values())}, but {task} "
+            f"numbers them {', '.join(expected['id2label'].values())}: {_again(task, student)}"
+        )
+    metrics = student.parent / "metrics.json"
+    distilled_on = json.loads(metrics.read_text()).get("task", task) if metrics.is_file() else task
+    if distilled_on != task:
+        raise ValueError(f"{metrics} says that {student} was distilled on {distilled_on}: {_again(task, student)}")
+
+
+def _again(task: str, student: Path) -> str:
+    return f"make it with python -m kvlib distil --task {task} --output {student.parent}"
+
+
+def check_test_splits(data: DatasetDict, task: str) -> DatasetDict:
+    """Return the test splits of `task`, each in the order of its idx, which must be 0, 1, 2, … without a gap.
+
+    Parameters
+    ----------
+    data : datasets.DatasetDict
+        As `load_glue` gives it.
+    task : str
+        One of the eight GLUE names.
+
+    Returns
+    -------
+    datasets.DatasetDict
+        One split; MNLI's two.
+
+    Raises
+    ------
+    ValueError
+        If a test split is missing, or an idx is missing or there twice.
+    """
+    missing = [name for name in get_task(task).test if name not in data]
+    if missing:
+        raise ValueError(
+            f"the data of {task} has no split {' and '.join(map(repr, missing))}, only {', '.join(data)}: "
+            f"add {task}/{missing[0]}.tsv to the folder, or take source 'hub'"
+        )
+    splits = {}
+    for name in get_task(task).test:
+        idx = np.array(data[name]["idx"][:])
+        order = idx.argsort(kind="stable")
+        wrong = next((place for place, found in enumerate(idx[order]) if place != found), None)
+        if wrong is not None:
+            raise ValueError(
+                f"the {name} split of {task} has {len(idx)} rows, so its idx must be 0 to {len(idx) - 1}, each "
+                f"once: found {idx[order][wrong]} where {wrong} was expected. The server asks for every row: put "
+                "the official split back, or remove the column idx to number the rows in their order"
+            )
+        splits[name] = data[name].select(order)
+    return DatasetDict(splits)
+
+
+def check_submission(students: str | Path, source: str | Path | None = None) -> dict[str, DatasetDict]:
+    """Check all that a submission needs before anything is predicted.
+
+    Parameters
+    ----------
+    students : str or pathlib.Path
+        As in `find_students`.
+    source : str or pathlib.Path, optional
+        As in `load_glue`.
+
+    Returns
+    -------
+    dict of str to datasets.DatasetDict
+        Task to its test splits, for every task with a student.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        As `find_students`, `check_student`, `load_glue` and `check_test_splits`.
+    """
+    found = find_students(students)
+    for task, student in found.items():
+        check_student(student, task)
+    return {task: check_test_splits(load_glue(task, source), task) for task in found}
+
+
+def write_submission(
+    student: str | Path, data: DatasetDict, task: str, folder: str | Path, max_length: int = 128
+) -> dict[str, int]:
+    """Predict the test split of one task and write its submission file; two files for MNLI.
+
+    A file is written aside and renamed, so it is whole or not there; one of the same name is replaced.
+
+    Parameters
+    ----------
+    student : str or pathlib.Path
+        As in `check_student`.
+    data : datasets.DatasetDict
+        As `load_glue` gives it; its test splits are predicted.
+    task : str
+        One of the eight GLUE names.
+    folder : str or pathlib.Path
+        Where the files go; made if missing.
+    max_length : int
+        Longest sequence in tokens, as in training.
+
+    Returns
+    -------
+    dict of str to int
+        Name of each file to its number of rows.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        As `check_student`, `check_test_splits` and `predictions`.
+    """
+    check_student(student, task)
+    splits = check_test_splits(data, task)
+    model = AutoModelForSequenceClassification.from_pretrained(student, dtype=torch.float32)
+    # QQP alone has 390,965 rows
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = AutoTokenizer.from_pretrained(student)
+    texts = {}
+    for name, split in splits.items():
+        logits = predict_logits(model, CustomDataset(split, tokenizer, task, max_length))
+        lines = [f"{index}\t{prediction}\n" for index, prediction in enumerate(predictions(logits, task))]
+        texts[FILES[task][name]] = "".join(["index\tprediction\n", *lines])
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for file, text in texts.items():
+        _write_aside(Path(folder) / file, text)
+    return {FILES[task][name]: len(split) for name, split in splits.items()}
+
+
+def predictions(logits: torch.Tensor, task: str) -> list[str]:
+    """Turn logits into what the server reads.
+
+    Parameters
+    ----------
+    logits : torch.Tensor
+        Shape ``(N, num_labels)``.
+    task : str
+        One of the eight GLUE names.
+
+    Returns
+    -------
+    list of str
+        N predictions: label names for MNLI, RTE and QNLI, class numbers for CoLA, MRPC, SST-2 and QQP, and for
+        STS-B the score, cut off at 0 and 5 (the server takes no other), with three decimals.
+
+    Raises
+    ------
+    ValueError
+        If the shape is not the task's or a logit is not finite.
+    """
+    spec = get_task(task)
+    if logits.ndim != 2 or logits.shape[1] != spec.num_labels:
+        raise ValueError(f"{task} needs logits of shape (N, {spec.num_labels}), got {tuple(logits.shape)}")
+    if not torch.isfinite(logits).all():
+        raise ValueError(f"the student's logits on {task} hold NaN or infinity: distil it again")
+    if spec.is_regression:
+        return [f"{score:.3f}" for score in logits[:, 0].clamp(0, 5).tolist()]
+    names = spec.label_names if task in _IN_WORDS else [str(number) for number in range(spec.num_labels)]
+    return [names[number] for number in logits.argmax(1).tolist()]
+
+
+def _write_aside(path: Path, text: str) -> None:
+    aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        # bytes: no platform may turn the newline into another
+        aside.write_bytes(text.encode())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
