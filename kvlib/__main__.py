@@ -1,17 +1,21 @@
-"""``python -m kvlib distil`` and ``submit``: the recipe and GLUE's submission files from a shell."""
+"""``python -m kvlib``: the recipe, the grid of results and GLUE's submission files from a shell."""
 
 import argparse
 import sys
 from pathlib import Path
 from typing import NoReturn
 
-from datasets import DatasetDict
+import numpy as np
+from accelerate import PartialState
+from datasets import disable_progress_bars
+from huggingface_hub.utils import disable_progress_bars as disable_hub_bars
 from huggingface_hub.utils import logging as hub_logging
 from transformers.utils import logging
 
 from kvlib.data import get_task, load_glue
-from kvlib.profiles import get_profile, resolve_checkpoint
-from kvlib.recipe import WeakTeacherError, distil
+from kvlib.evidence import evidence_table, gather_evidence, read_evidence
+from kvlib.profiles import PROFILES, get_profile, resolve_checkpoint
+from kvlib.recipe import COMPARED, WeakTeacherError, distil, systems_of
 from kvlib.submission import FILES, NOT_MADE_HERE, OFFICIAL_ROWS, check_submission, write_submission
 
 
@@ -23,45 +27,91 @@ class _Parser(argparse.ArgumentParser):
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = _Parser(prog="python -m kvlib", description="Distil BERT into a DistilBERT with a bottleneck.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_distil(commands)
+    _add_evidence(commands)
+    _add_submit(commands)
+    arguments = parser.parse_args(argv)
+    try:
+        _CHECKS[arguments.command](arguments)
+    except (ValueError, OSError) as error:
+        parser.error(" ".join(str(error).split()))
+    return arguments
+
+
+def _add_sources(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--source",
+        metavar="DIR",
+        help="'mini' (ships with the course), 'hub', or a folder with DIR/TASK/SPLIT.tsv, .csv, .jsonl or "
+        ".parquet (default: the profile's: hub for base, else mini)",
+    )
+    command.add_argument(
+        "--profile",
+        metavar=f"{{{','.join(PROFILES)}}}",
+        help="models and sizes (default: the environment variable KVLIB_PROFILE, else quick)",
+    )
+
+
+def _add_distil(commands: "argparse._SubParsersAction[_Parser]") -> None:
     command = commands.add_parser(
         "distil",
         help="run the whole recipe on one GLUE task",
         description="Fine-tune a teacher, distil it, put in the bottleneck, and print every score on the "
-        "validation split beside its baselines. Finished stages are kept and reused.",
+        "validation split beside its baselines. Finished stages are kept and reused; one that was killed goes on "
+        "from its last checkpoint.",
     )
     option = command.add_argument
     option("--task", required=True, help="mnli, rte, cola, mrpc, qnli, sst2, stsb or qqp")
-    option(
-        "--source",
-        metavar="DIR",
-        help="'mini' (ships with the course), 'hub', or a folder with DIR/TASK/SPLIT.tsv, .csv, .jsonl or "
-        ".parquet (default: the profile's, mini for quick and hub for base)",
-    )
-    option(
-        "--profile",
-        metavar="{quick,base}",
-        help="models and sizes (default: the environment variable KVLIB_PROFILE, else quick)",
-    )
+    option("--system", default="bottleneck", help=f"{', '.join(COMPARED)} or all (default: bottleneck)")
+    _add_sources(command)
     option("--seed", type=int, default=0, metavar="N", help="seed of everything random (default: 0)")
     option("--output", metavar="DIR", help="folder for metrics.json and the student (default: print only)")
     option("--runs", metavar="DIR", help="folder of finished stages (default: data/runs of the project)")
-    _add_submit(commands)
-    arguments = parser.parse_args(argv)
+
+
+def _add_evidence(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    command = commands.add_parser(
+        "evidence",
+        help="run a grid of tasks, systems and seeds",
+        description="Train and score every system on every task with every seed, and write one record a run. Runs "
+        "that stand in the file are left out; processes that divide the tasks may share it.",
+    )
+    option = command.add_argument
+    option("--output", required=True, metavar="FILE", help="JSON file of the records")
+    option("--tasks", nargs="+", required=True, metavar="TASK", help="GLUE names")
+    option("--systems", nargs="+", default=["all"], metavar="SYSTEM", help=f"{', '.join(COMPARED)} (default: all)")
+    option("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], metavar="N", help="default: 0 1 2 3 4")
+    _add_sources(command)
+    option("--max-rows", type=int, metavar="N", help="only the first N training rows (default: all)")
+    option("--runs", metavar="DIR", help="folder of finished stages (default: data/runs of the project)")
+
+
+def _check_distil(arguments: argparse.Namespace) -> None:
     if arguments.output and Path(arguments.output).is_file():
-        parser.error(f"--output {arguments.output} is a file, expected a folder")
-    try:
-        if arguments.command == "submit":
-            arguments.ready = _check_submit(arguments)
-            return arguments
-        get_task(arguments.task)
-        profile = get_profile(arguments.profile)
-        # bad data, or a checkpoint that cannot be had, must not cost a training run first
-        load_glue(arguments.task, arguments.source or profile.source)
-        for checkpoint in filter(None, (profile.teacher_checkpoint, profile.student_checkpoint)):
-            resolve_checkpoint(checkpoint)
-    except (ValueError, OSError) as error:
-        parser.error(" ".join(str(error).split()))
-    return arguments
+        raise ValueError(f"--output {arguments.output} is a file, expected a folder")
+    systems_of(arguments.system)
+    _check_data(arguments, [arguments.task])
+
+
+def _check_evidence(arguments: argparse.Namespace) -> None:
+    if Path(arguments.output).is_dir():
+        raise ValueError(f"--output {arguments.output} is a folder, expected a file")
+    for system in arguments.systems:
+        systems_of(system)
+    if arguments.max_rows is not None and arguments.max_rows < 20:
+        raise ValueError(f"--max-rows is {arguments.max_rows}, expected 20 or more")
+    _check_data(arguments, arguments.tasks)
+
+
+def _check_data(arguments: argparse.Namespace, tasks: list[str]) -> None:
+    """Find out about bad data, or a checkpoint that cannot be had, before a training run is spent on it."""
+    for task in tasks:
+        get_task(task)
+    profile = get_profile(arguments.profile)
+    for task in tasks:
+        load_glue(task, arguments.source or profile.source)
+    for checkpoint in filter(None, (profile.teacher_checkpoint, profile.student_checkpoint)):
+        resolve_checkpoint(checkpoint)
 
 
 def _add_submit(commands: "argparse._SubParsersAction[_Parser]") -> None:
@@ -75,12 +125,15 @@ def _add_submit(commands: "argparse._SubParsersAction[_Parser]") -> None:
     option = command.add_argument
     option("--students", required=True, metavar="DIR", help="folder with DIR/TASK/student, as distil writes it")
     option("--output", required=True, metavar="DIR", help="folder for the TSV files; those there are replaced")
-    option("--source", metavar="DIR", help="test splits: 'hub', 'mini' or a folder, as for distil")
-    option("--profile", metavar="{quick,base}", help="whose source and longest sequence, as for distil")
+    _add_sources(command)
 
 
-def _check_submit(arguments: argparse.Namespace) -> dict[str, DatasetDict]:
-    return check_submission(arguments.students, arguments.source or get_profile(arguments.profile).source)
+def _check_submit(arguments: argparse.Namespace) -> None:
+    source = arguments.source or get_profile(arguments.profile).source
+    arguments.ready = check_submission(arguments.students, source)
+
+
+_CHECKS = {"distil": _check_distil, "evidence": _check_evidence, "submit": _check_submit}
 
 
 def run_submit(arguments: argparse.Namespace) -> int:
@@ -111,27 +164,48 @@ def main(argv: list[str] | None = None) -> int:
     Returns
     -------
     int
-        0 when done, 1 if the teacher is too weak to distil. Bad arguments exit with 2 and one line.
+        0 when done, 1 if a run ends early: the teacher is too weak, the loss is not finite, memory or disk is
+        full. Bad arguments exit with 2. Either way the last line says why.
     """
     # a hub out of reach is said once, by its error, not at each of the client's attempts
     hub_logging.set_verbosity_error()
     arguments = _arguments(argv)
     logging.set_verbosity_error()
-    if arguments.command == "submit":
-        return run_submit(arguments)
     try:
-        result = distil(
-            arguments.task, arguments.source, arguments.profile, arguments.seed, arguments.output, arguments.runs
-        )
-    except WeakTeacherError as error:
-        print(f"kvlib: {error}", file=sys.stderr)
+        return {"distil": run_distil, "evidence": run_evidence, "submit": run_submit}[arguments.command](arguments)
+    except (WeakTeacherError, FloatingPointError, MemoryError, OSError) as error:
+        print(f"kvlib: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    metrics = result.metrics
-    seconds = ", ".join(f"{stage} {spent:.0f} s" for stage, spent in metrics["seconds"].items())
-    print(f"\n{metrics['task']} from {metrics['source']}, seed {metrics['seed']}: {metrics['rows']}")
-    print(result.table.to_string(float_format="{:.3f}".format))
-    print(f"{seconds}; peak memory {metrics['peak_memory_mb']:.0f} MB; {metrics['machine']}")
+
+
+def run_distil(arguments: argparse.Namespace) -> int:
+    """Run the recipe and print its table, in the main process."""
+    names = ("task", "source", "profile", "seed", "output", "runs", "system")
+    result = distil(**{name: getattr(arguments, name) for name in names})
+    if PartialState().is_main_process:
+        metrics = result.metrics
+        seconds = ", ".join(f"{stage} {spent:.0f} s" for stage, spent in metrics["seconds"].items())
+        print(f"\n{metrics['task']} from {metrics['source']}, seed {metrics['seed']}: {metrics['rows']}")
+        print(result.table.to_string(float_format="{:.3f}".format))
+        print(f"{seconds}; peak memory {metrics['peak_memory_mb']:.0f} MB; {metrics['machine']}")
     return 0
+
+
+def run_evidence(arguments: argparse.Namespace) -> int:
+    """Run the grid; print a line a run and, at the end, the table."""
+    disable_progress_bars()
+    disable_hub_bars()
+    logging.disable_progress_bar()
+    names = ("output", "tasks", "systems", "seeds", "source", "profile", "max_rows", "runs")
+    gather_evidence(**{name: getattr(arguments, name) for name in names}, tell=_tell)
+    print(evidence_table(read_evidence(arguments.output)).to_string())
+    return 0
+
+
+def _tell(record: dict) -> None:
+    scores = record["metrics"] or {"refused": np.nan}
+    shown = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+    print(f"{record['task']} {record['system']} seed {record['seed']}: {shown}", flush=True)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,11 @@
 Shape comments: B examples, T tokens, N real tokens of a batch, C codebooks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import (
@@ -146,8 +147,9 @@ class DiscretizedModel(PreTrainedModel):
 
     def _fit_keys(self, dataset: CustomDataset, seed: int) -> Self:
         """Fit keys on `dataset`, of which each of several processes encodes its share, and freeze them."""
-        share = self.hidden_states(dataset, start=rank(), step=processes())
-        self.bottleneck.init_keys(share, seed=seed)
+        # like lengths together, to save padding: the keys do not depend on the order
+        share = np.argsort(dataset.lengths, kind="stable")[rank() :: processes()]
+        self.bottleneck.init_keys(self.hidden_states(dataset, rows=share), seed=seed)
         self.bottleneck.freeze_keys()
         return self
 
@@ -160,9 +162,9 @@ class DiscretizedModel(PreTrainedModel):
 
     @torch.no_grad()
     def hidden_states(
-        self, dataset: CustomDataset, batch_size: int = 64, start: int = 0, step: int = 1
+        self, dataset: CustomDataset, batch_size: int = 64, rows: Sequence[int] | None = None
     ) -> Iterator[Tensor]:
-        """Yield what the bottleneck sees of `dataset`, batch by batch and in order, each ``(N, dim)``.
+        """Yield what the bottleneck sees of `dataset`, batch by batch, each ``(N, dim)``.
 
         Parameters
         ----------
@@ -170,12 +172,12 @@ class DiscretizedModel(PreTrainedModel):
             Rows to encode.
         batch_size : int
             Rows a batch.
-        start, step : int
-            Of the batches only every `step`-th, from number `start` on.
+        rows : sequence of int, optional
+            Which rows, in which order; by default all as they stand.
         """
-        for first in range(start * batch_size, len(dataset), step * batch_size):
-            rows = range(first, min(first + batch_size, len(dataset)))
-            batch = dataset.collate([dataset[row] for row in rows])
+        rows = range(len(dataset)) if rows is None else rows
+        for first in range(0, len(rows), batch_size):
+            batch = dataset.collate([dataset[int(row)] for row in rows[first : first + batch_size]])
             yield self.encode(**{name: batch[name].to(self.device) for name in MODEL_INPUTS if name in batch})[0]
 
     def encode(

@@ -96,7 +96,7 @@ def hidden_state_loss(student_states: Tensor, teacher_states: Tensor) -> Tensor:
     Parameters
     ----------
     student_states, teacher_states : torch.Tensor
-        Last hidden states of the same real tokens, ``(N, dim)``.
+        Last hidden states of the same real tokens, ``(N, dim)``; the teacher's are taken without gradient.
 
     Returns
     -------
@@ -113,7 +113,7 @@ def hidden_state_loss(student_states: Tensor, teacher_states: Tensor) -> Tensor:
     Sanh et al., "DistilBERT", 2019, section 3.
     """
     _same_shape(student_states, teacher_states)
-    return 1 - F.cosine_similarity(student_states.float(), teacher_states.float(), dim=-1).mean()
+    return 1 - F.cosine_similarity(student_states.float(), teacher_states.detach().float(), dim=-1).mean()
 
 
 def alignment_loss(

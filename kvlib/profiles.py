@@ -108,7 +108,7 @@ PROFILES = {
     for profile in (
         _QUICK,
         # quick's models at the length and the precision for thousands of real sentences on a processor
-        replace(_QUICK, name="real", batch_size=32, bf16=True),
+        replace(_QUICK, name="real", batch_size=32, student_epochs=3, bf16=True),
         Profile(
             name="base",
             source="hub",

@@ -39,7 +39,9 @@ from kvlib.teacher import (
     fingerprint,
     load_tokenizer,
     predict_logits,
+    process_state,
     whole_checkpoint,
+    writing,
 )
 from kvlib.training import DistillationTrainer, KeyIndexDataset
 
@@ -235,8 +237,14 @@ class Experiment:
     def aligned(self) -> DistilBERTwithBottleNeck:
         """A student of the teacher with bottleneck whose hidden states were aligned to the teacher's keys."""
         p = self.profile
-        settings = self._student_settings() | {"hidden_weight": p.alignment_weight, "key_weight": p.key_weight}
-        return self._student_of(self.teacher_bottleneck, "aligned", settings)
+        settings = self._student_settings() | {
+            "hidden_weight": p.alignment_weight,
+            "key_weight": p.key_weight,
+            "start": "teacher's last layer norm",
+        }
+        return self._stage(
+            "aligned", DistilBERTwithBottleNeck, self._student_to_align, settings, self.teacher_bottleneck
+        )
 
     @cached_property
     def carried_keys(self) -> DistilBERTwithBottleNeck:
@@ -309,6 +317,13 @@ class Experiment:
         set_seed(self.seed)
         return DistilBERTwithBottleNeck.from_teacher(self.teacher)
 
+    def _student_to_align(self) -> DistilBERTwithBottleNeck:
+        """Give the student the last layer norm of its teacher, so that both speak on the same scale from the start."""
+        student = self._taught_student()
+        norm = self.teacher.bert.encoder.layer[-1].output.LayerNorm
+        student.distilbert.transformer.layer[-1].output_layer_norm.load_state_dict(norm.state_dict())
+        return student
+
     def _keys(self) -> dict[str, int]:
         p = self.profile
         return {"num_codebooks": p.num_codebooks, "codebook_size": p.codebook_size, "seed": self.seed}
@@ -380,6 +395,9 @@ class Experiment:
         with _alone(folder) as finished:
             if not finished:
                 self._run_stage(stage, build, settings, made_from, teacher, folder)
+            elif process_state().is_main_process:
+                # what a run leaves that is killed once its stage is finished
+                shutil.rmtree(_aside(folder), ignore_errors=True)
         record = json.loads((folder / "record.json").read_text())
         if record.pop("made_from") != made_from:
             raise ValueError(f"{folder} was made from something else than its name says: delete it")
@@ -397,7 +415,7 @@ class Experiment:
         folder: Path,
     ) -> None:
         """Train a stage in a folder aside, from its last whole checkpoint on, and rename it when finished."""
-        aside = folder.with_name(f"{folder.name}.unfinished")
+        aside = _aside(folder)
         finished = aside / "finished"
         resumed = whole_checkpoint(aside / "checkpoints") is not None
         start = time.perf_counter()
@@ -416,11 +434,12 @@ class Experiment:
         if PartialState().is_main_process:
             # what an earlier process was killed in the middle of
             shutil.rmtree(finished, ignore_errors=True)
-            model.save_pretrained(finished / "model")
-            self.tokenizer.save_pretrained(finished / "model")
-            history.to_csv(finished / "history.csv", index=False)
-            (finished / "record.json").write_text(json.dumps(record, indent=1))
-            finished.rename(folder)
+            with writing(folder, "Make room and start the same command again; the training itself is kept"):
+                model.save_pretrained(finished / "model")
+                self.tokenizer.save_pretrained(finished / "model")
+                history.to_csv(finished / "history.csv", index=False)
+                (finished / "record.json").write_text(json.dumps(record, indent=1))
+                finished.rename(folder)
             shutil.rmtree(aside)
 
     def _train(
@@ -464,10 +483,14 @@ class Experiment:
 LOSS_OPTIONS = ("temperature", "alpha", "hidden_weight", "key_weight")
 
 
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.unfinished")
+
+
 @contextmanager
 def _alone(folder: Path) -> Iterator[bool]:
     """Keep other runs away from `folder` and say whether it is finished; the processes of one run go together."""
-    state = PartialState()
+    state = process_state()
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(f"{folder.name}.lock"))
     if state.is_main_process:

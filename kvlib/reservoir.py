@@ -25,7 +25,8 @@ class Sample(NamedTuple):
     first : torch.Tensor
         ``(M,)`` bool: True for the first of each run of equal vectors.
     mean, std : torch.Tensor
-        ``(dim,)``, float32, of the whole stream, weighted; std is 1 where a dimension does not vary.
+        ``(dim,)``, float32, of the whole stream, weighted; std is 1 where a dimension varies by less
+        than a hundredth of what the median one does: an encoder has switched it off.
     """
 
     vectors: Tensor
@@ -102,8 +103,10 @@ def read_stream(
         raise ValueError("batches held no vectors: the keys need at least one hidden state")
     mean, squares = moments[1:].chunk(2)
     std = (squares / moments[0]).sqrt()
-    # a dimension that never varies must not be divided by zero
-    std = torch.where(std > 1e-6 * mean.abs().clamp_min(1e-6), std, torch.ones_like(std))
+    # a dimension that never varies must not be divided by zero; MiniLM's last layer norm switches one off but for
+    # 6e-9, by which a student's, which has it on, must not be divided either
+    varies = (std > 1e-6 * mean.abs().clamp_min(1e-6)) & (std > 1e-2 * std.median())
+    std = torch.where(varies, std, torch.ones_like(std))
     first = torch.cat([torch.ones(1, dtype=torch.bool), tickets[1:] != tickets[:-1]])
     return Sample(vectors, weights, first, mean.float(), std.float())
 

@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +36,31 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from kvlib.data import CustomDataset, Task, get_task
 from kvlib.metrics import compute_metrics
 from kvlib.profiles import resolve_checkpoint
 
 MODEL_INPUTS = ("input_ids", "token_type_ids", "attention_mask")
+
+
+def process_state() -> PartialState:
+    """Join the processes that a launcher started, once; later calls only look them up."""
+    # without cpu=True several processes without an accelerator would each think they are alone; and while the
+    # first computes a cache, the others may wait for longer than the usual half hour
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=2))
+
+
+@contextmanager
+def writing(path: Path, way_out: str) -> Iterator[None]:
+    """Turn the errors of a full disk, which differ by library and name no file, into one OSError that does."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch appends its C++ stack
+        reason = str(error).strip().split("\n")[0]
+        raise OSError(f"cannot write {path}: {reason}. {way_out}") from error
 
 
 def load_tokenizer(checkpoint: str = "minilm") -> PreTrainedTokenizerBase:
@@ -183,7 +204,8 @@ class GuardedTrainer(Trainer):
 
     It stops at a loss that is not finite (FloatingPointError, with step, learning rate and idx of the batch),
     says what to lower when memory runs out (MemoryError), and marks each checkpoint that is whole on the disk, so
-    that a half-written one is never resumed from. Several processes see the rows in the order in which one would.
+    that a half-written one is never resumed from. Several processes see the rows in the order in which one would;
+    only if the last batch of an epoch is not full do they fill theirs up with rows from the epoch's start.
     """
 
     # the loss is a mean over the batch: without this, accumulating gradients would add instead of averaging
@@ -206,16 +228,20 @@ class GuardedTrainer(Trainer):
         outputs = model(**{name: inputs[name] for name in (*MODEL_INPUTS, "labels")})
         return (outputs.loss, {"logits": outputs.logits}) if return_outputs else outputs.loss
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """Do one step, or say why it cannot be done."""
-        idx = inputs["idx"].tolist()
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train, or say why it cannot be done."""
         try:
-            loss = super().training_step(model, inputs, *args, **kwargs)
+            return super().train(*args, **kwargs)
         except (RuntimeError, MemoryError) as error:
             # on a CPU torch has no class of its own for it
             if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
-                raise MemoryError(self._out_of_memory(inputs)) from error
+                raise MemoryError(self._out_of_memory()) from error
             raise
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Do one step, unless its loss is not finite."""
+        idx, self._last_batch = inputs["idx"].tolist(), tuple(next(iter(inputs.values())).shape)
+        loss = super().training_step(model, inputs, *args, **kwargs)
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"the loss is {loss.item()} in step {self.state.global_step + 1}, at learning rate "
@@ -224,10 +250,21 @@ class GuardedTrainer(Trainer):
             )
         return loss
 
-    def _out_of_memory(self, inputs: dict[str, Tensor]) -> str:
-        shape = tuple(next(iter(inputs.values())).shape)
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate; weights that no longer give a finite loss stop here, before they get into a checkpoint."""
+        metrics = super().evaluate(*args, **kwargs)
+        if not np.isfinite(metrics["eval_loss"]):
+            raise FloatingPointError(
+                f"the loss on held-out rows is {metrics['eval_loss']} after step {self.state.global_step}, at "
+                f"learning rate {self._get_learning_rate():.2e}: lower the learning rate, or train without bf16. "
+                "The last checkpoint was written before it"
+            )
+        return metrics
+
+    def _out_of_memory(self) -> str:
+        rows, *shape = getattr(self, "_last_batch", (self.args.per_device_train_batch_size,))
         return (
-            f"out of memory in step {self.state.global_step + 1}, in a batch of {shape[0]} rows of {shape[1:]}: "
+            f"out of memory in step {self.state.global_step + 1}, in a batch of {rows} rows of {tuple(shape)}: "
             f"lower batch_size ({self.args.per_device_train_batch_size} a process) and raise "
             "gradient_accumulation_steps by as much, lower max_length, or set gradient_checkpointing or bf16"
         )
@@ -240,17 +277,17 @@ class GuardedTrainer(Trainer):
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         folder = Path(self._get_output_dir(trial=None)) / f"checkpoint-{self.state.global_step}"
-        try:
+        kept = whole_checkpoint(folder.parent)
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        with writing(folder, f"Make room and start the same command again; it goes on from {kept or 'the start'}"):
             super()._save_checkpoint(*args, **kwargs)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 _mark_whole(folder)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            kept = whole_checkpoint(folder.parent)
-            raise OSError(
-                f"cannot write the checkpoint {folder}: {error}. Make room and start the same command again; it "
-                f"goes on from {kept or 'the beginning'}"
-            ) from error
+        # an older one goes only now that this one is whole
+        self.args.save_total_limit = limit
+        if self.args.should_save:
+            rotate_checkpoints(folder.parent, limit, self.state.best_model_checkpoint)
 
 
 _WHOLE = "whole.json"
@@ -260,24 +297,41 @@ def _mark_whole(checkpoint: Path) -> None:
     """Write down the size of each file, after the last one has reached the disk."""
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     for path in files:
-        with path.open("rb") as stream:
-            os.fsync(stream.fileno())
+        _sync(path)
     sizes = {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
     aside = checkpoint / f"{_WHOLE}.partial"
     aside.write_text(json.dumps(sizes))
+    _sync(aside)
     aside.replace(checkpoint / _WHOLE)
 
 
+def _sync(path: Path) -> None:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
 def whole_checkpoint(folder: str | Path) -> Path | None:
-    """Return the last checkpoint in `folder` that was written to its end, None if there is none."""
+    """Return the last checkpoint in `folder` that was written to its end, None if there is none.
+
+    A run that goes on from a checkpoint may end with the weights of the best one so far, so that one must be whole
+    too.
+    """
     for path in sorted(Path(folder).glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True):
-        if (path / _WHOLE).is_file():
-            sizes = json.loads((path / _WHOLE).read_text())
-            if all(
-                (file := path / name).is_file() and file.stat().st_size == size for name, size in sizes.items()
-            ):
+        if _is_whole(path):
+            best = json.loads((path / "trainer_state.json").read_text())["best_global_step"]
+            if best is None or _is_whole(path.with_name(f"checkpoint-{best}")):
                 return path
     return None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        sizes = json.loads((checkpoint / _WHOLE).read_text())
+    except (OSError, ValueError):
+        return False
+    return all(
+        (file := checkpoint / name).is_file() and file.stat().st_size == size for name, size in sizes.items()
+    )
 
 
 def fine_tune(
@@ -344,7 +398,7 @@ def fine_tune(
             f"{output_dir} holds checkpoints: pass resume=True to go on from them, or choose another folder"
         )
     last = whole_checkpoint(output_dir)
-    state = PartialState()
+    state = process_state()
     if batch_size % state.num_processes:
         raise ValueError(
             f"batch_size is {batch_size}, the examples of one step over all processes: expected a multiple of the "
@@ -372,7 +426,7 @@ def fine_tune(
         "eval_strategy": "epoch",
         "save_strategy": "epoch",
         "logging_strategy": "epoch",
-        # the best and two: the one before stays until the new one is whole
+        # the best and the last
         "save_total_limit": 2,
         "load_best_model_at_end": True,
         "metric_for_best_model": task.metrics[0],
@@ -529,7 +583,7 @@ def cached_tensors(
     """
     path = Path(path)
     # of several processes the first computes, the others read
-    with PartialState().main_process_first():
+    with process_state().main_process_first():
         if not path.exists():
             _write_tensors(path, compute(), made_from)
     with safe_open(path, framework="pt") as stored:
@@ -546,11 +600,11 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor], made_from: dict[str, 
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        save_file(tensors, aside, metadata=made_from)
-    except (OSError, SafetensorError) as error:
+        with writing(path, "Make room and start the same command again"):
+            save_file(tensors, aside, metadata=made_from)
+            aside.replace(path)
+    finally:
         aside.unlink(missing_ok=True)
-        raise OSError(f"cannot write {path}: {error}. Make room, or choose another folder") from error
-    aside.replace(path)
 
 
 def cached_logits(teacher: PreTrainedModel, dataset: CustomDataset, path: str | Path) -> Tensor:

@@ -186,8 +186,17 @@ def _key_indices(student: DiscretizedModel, dataset: CustomDataset, batch_size: 
     """Find the key indices of all real tokens, in order: ``(N, C)``."""
     largest = student.bottleneck.codebook_size - 1
     smallest = next(kind for kind in (torch.uint8, torch.uint16, torch.uint32) if largest <= torch.iinfo(kind).max)
-    states = student.hidden_states(dataset, batch_size)
-    return torch.cat([student.bottleneck.quantize(batch).to(smallest).cpu() for batch in states])
+    # like lengths together, to save padding
+    order = np.argsort(dataset.lengths, kind="stable")
+    states = student.hidden_states(dataset, batch_size, order)
+    found = torch.cat([student.bottleneck.quantize(batch).to(smallest).cpu() for batch in states])
+    one_state = len(found) == len(dataset)
+    sizes = torch.ones(len(dataset), dtype=torch.int64) if one_state else torch.from_numpy(dataset.lengths)
+    # token t of a row was found at the row's place in `order`, and t further
+    starts = torch.empty(len(dataset), dtype=torch.int64)
+    starts[order] = sizes[order].cumsum(0) - sizes[order]
+    within = torch.arange(len(found)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    return found[starts.repeat_interleave(sizes) + within]
 
 
 def _origin(student: DiscretizedModel, dataset: CustomDataset) -> dict[str, str]:

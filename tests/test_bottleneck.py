@@ -448,3 +448,14 @@ def test_random_projection_has_its_own_key_size_and_is_not_trained():
     assert bottleneck.keys.shape == (5, 8, 7)
     assert bottleneck.quantize(hidden_states).shape == (300, 5)
     assert [name for name, _ in bottleneck.named_parameters()] == ["values"]
+
+
+def test_a_dimension_that_the_encoder_has_switched_off_does_not_decide():
+    torch.manual_seed(0)
+    states = torch.randn(500, 4) * torch.tensor([1.0, 2.0, 0.5, 6e-9])
+    layer = DiscreteKeyValueBottleneck(4, num_codebooks=2, codebook_size=8)
+    layer.init_keys([states])
+    assert layer.std[3] == 1
+    torch.testing.assert_close(layer.std[:3], states.std(0, correction=0)[:3])
+    # another encoder, with that dimension on, is measured on its own scale
+    assert layer.split(states + torch.tensor([0.0, 0.0, 0.0, 1.0])).abs().max() < 10

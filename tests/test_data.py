@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from kvlib import TASKS, CustomDataset, hold_out, load_glue
+from kvlib import TASKS, CustomDataset, DistilBERTwithBottleNeck, hold_out, load_glue
 from kvlib.data import MINI_GLUE
+from kvlib.teacher import predict_states
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "glue"
 ROWS = "sentence\tlabel\tidx\nA fine film.\t1\t0\nA dull film.\t0\t1\n"
@@ -189,6 +190,42 @@ def test_teacher_logits_are_checked_and_follow_their_rows(mrpc, tokenizer):
         CustomDataset(split, tokenizer, "mrpc", teacher_logits=logits[:3])
     with pytest.raises(ValueError, match="NaN"):
         dataset.attach(logits * torch.nan)
+
+
+def test_teacher_states_are_checked_and_follow_their_rows(mrpc, tokenizer):
+    dataset = CustomDataset(mrpc["train"].select(range(4)), tokenizer, "mrpc")
+    logits, lengths = torch.zeros(4, 2), dataset.lengths
+    assert len(set(lengths.tolist())) > 1
+    # each token's state says whose it is
+    states = torch.tensor([[row, token] for row in range(4) for token in range(lengths[row])], dtype=torch.float16)
+    for wrong in (states[:-1], states.repeat(2, 1)):
+        with pytest.raises(ValueError, match=rf"has {len(wrong)} rows, expected .* {len(states)} real tokens"):
+            dataset.attach(logits, wrong)
+    assert "teacher_states" not in dataset.collate([dataset[0]])
+    dataset.attach(logits, states)
+    for rows in ([2, 0, 3], [1], [0, 1, 2, 3]):
+        batch = dataset.collate([dataset[row] for row in rows])
+        expected = [[row, token] for row in rows for token in range(lengths[row])]
+        assert batch["teacher_states"].tolist() == expected
+        assert batch["teacher_states"].dtype == torch.float16
+        assert int(batch["attention_mask"].sum()) == len(expected)
+    dataset.attach(logits)
+    assert "teacher_states" not in dataset.collate([dataset[0]])
+
+
+def test_collated_states_stand_beside_the_tokens_that_a_student_encodes(mrpc, tokenizer, pretrained):
+    dataset = CustomDataset(mrpc["train"].select(range(8)), tokenizer, "mrpc")
+    student = DistilBERTwithBottleNeck.from_teacher(pretrained, num_layers=1).eval()
+    # as if the student were its own teacher
+    dataset.attach(torch.zeros(8, 2), predict_states(student, dataset, batch_size=3))
+    batch = dataset.collate([dataset[row] for row in (5, 0, 7)])
+    with torch.inference_mode():
+        states, _ = student.encode(batch["input_ids"], batch["attention_mask"])
+        # tokenised by hand, one row at a time
+        alone = [student.encode(torch.tensor([dataset[row]["input_ids"]]))[0] for row in (5, 0, 7)]
+    # float16 rounds by at most 2**-11 of a number
+    torch.testing.assert_close(batch["teacher_states"].float(), states, atol=1e-5, rtol=2**-10)
+    torch.testing.assert_close(batch["teacher_states"].float(), torch.cat(alone), atol=1e-5, rtol=2**-10)
 
 
 def test_fingerprint_changes_with_order_text_and_label(mrpc, tokenizer):

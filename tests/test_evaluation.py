@@ -1,9 +1,19 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
 
-from kvlib import DistilBERTwithBottleNeck, load_glue
-from kvlib.evaluation import bootstrap_interval, latency, majority_predictions, model_size, tfidf_predictions
+from kvlib import BERTwithBottleNeck, CustomDataset, DistilBERTwithBottleNeck, compute_metrics, load_glue
+from kvlib.evaluation import (
+    bootstrap_interval,
+    key_agreement,
+    latency,
+    majority_predictions,
+    model_size,
+    probe_predictions,
+    tfidf_predictions,
+)
 from kvlib.explore import explain, shared_keys
 
 FIRST = "The young nurse thanked the old teacher on Monday."
@@ -57,6 +67,67 @@ def test_tfidf_finds_a_word_that_tells_and_not_an_order_that_tells():
     telling = data.map(lambda row: {"sentence": f"{'wonderful' if row['label'] else 'awful'} film"})
     found = tfidf_predictions(telling, telling, "sst2")
     assert (found == np.array(telling["label"][:])).all()
+
+
+@pytest.fixture(scope="module")
+def plain(pretrained):
+    torch.manual_seed(0)
+    return DistilBERTwithBottleNeck.from_teacher(pretrained)
+
+
+@pytest.mark.parametrize("task", ["sst2", "stsb"])
+def test_a_linear_probe_finds_a_word_that_tells(plain, tokenizer, task):
+    words = ["awful", "wonderful"] if task == "sst2" else ["zero", "one", "two", "three", "four", "five"]
+    data = load_glue(task)
+
+    def tell(row):
+        column = "sentence" if task == "sst2" else "sentence1"
+        return {column: f"{words[round(row['label'])]}: {row[column]}"}
+
+    splits = (data["train"].select(range(120)), data["validation"].select(range(60)))
+    train, split = (CustomDataset(part.map(tell), tokenizer, task, max_length=32) for part in splits)
+    before = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
+    found = probe_predictions(plain, train, split)
+    assert found.shape == (60,)
+    metrics = compute_metrics(task, found, np.array(split.labels))
+    if task == "sst2":
+        majority = compute_metrics(task, majority_predictions(train.labels, task, 60), np.array(split.labels))
+        # one row of 60 is 0.017; the majority has about half of them
+        assert majority["accuracy"] < 0.65
+        assert metrics["accuracy"] > 0.8
+    else:
+        # scores, no class numbers, and of their order
+        assert len(set(found.tolist())) == 60
+        assert metrics["pearson"] > 0.6
+    assert all(torch.equal(tensor, before[name]) for name, tensor in plain.state_dict().items())
+
+
+def test_key_agreement_counts_equal_keys_a_codebook(pretrained, plain, small):
+    train, held_out = small
+    teacher = BERTwithBottleNeck.from_teacher(pretrained, train, num_codebooks=16, codebook_size=8)
+    agreement, error = key_agreement(teacher, teacher, held_out)
+    assert agreement.shape == error.shape == (16,)
+    assert (agreement == 1).all()
+    states = torch.cat(list(teacher.hidden_states(held_out)))
+    usage = teacher.bottleneck.usage(teacher.bottleneck.quantize(states), states)
+    assert (error == usage["quantization_error"]).all()
+
+    # the same keys under other numbers: in codebook 3 all, in codebook 5 the first two
+    renumbered = copy.deepcopy(teacher)
+    renumbered.bottleneck.keys[3] = teacher.bottleneck.keys[3].roll(1, 0)
+    renumbered.bottleneck.keys[5] = teacher.bottleneck.keys[5][[1, 0, 2, 3, 4, 5, 6, 7]]
+    share = (teacher.bottleneck.quantize(states)[:, 5] > 1).double().mean().item()
+    assert 0 < share < 1
+    expected = [0 if codebook == 3 else share if codebook == 5 else 1 for codebook in range(16)]
+    agreement, unchanged = key_agreement(teacher, renumbered, held_out)
+    assert agreement == pytest.approx(expected, abs=1e-12)
+    assert unchanged == pytest.approx(error, rel=1e-6)
+
+    # another encoder behind the same keys agrees less than fully, but more than behind keys of its own
+    carried = key_agreement(teacher, plain.carry_keys(teacher), held_out)[0].mean()
+    own = key_agreement(teacher, plain.discretize(train, num_codebooks=16, codebook_size=8), held_out)[0].mean()
+    assert own < 0.25  # chance is one in 8 for keys hit alike
+    assert own + 0.05 < carried < 1
 
 
 def test_bootstrap_interval_covers_what_the_binomial_says():

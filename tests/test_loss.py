@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kvlib import distillation_loss
+from kvlib import DiscreteKeyValueBottleneck, distillation_loss
+from kvlib.loss import alignment_loss, hidden_state_loss
 
 STUDENT = torch.tensor([[0.0, 1.0, 0.5], [2.0, 0.0, 0.0]], dtype=torch.float64)
 TEACHER = torch.tensor([[1.0, 3.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
@@ -76,3 +77,133 @@ def test_shapes_that_would_broadcast_are_refused():
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         distillation_loss(STUDENT, **({"teacher_logits": TEACHER} | arguments))
+
+
+BOTTLENECKS = [
+    {},
+    {"standardize": False},
+    {"projection": "random", "dim_key": 3},
+    {"projection": "random", "dim_key": 5, "standardize": False},
+]
+
+
+def states_and_bottleneck(dtype=torch.float64, **options):
+    """Six tokens of a student and of its teacher, and keys fitted on states like the teacher's."""
+    generator = torch.Generator().manual_seed(0)
+    scales = torch.tensor([1.0, 1.0, 9.0, 0.2, 1.0, 1.0, 3.0, 1.0])  # one dimension is large, as in BERT
+    student, teacher, many = (torch.randn(rows, 8, generator=generator) * scales + 1 for rows in (6, 6, 200))
+    torch.manual_seed(0)
+    bottleneck = DiscreteKeyValueBottleneck(8, num_codebooks=2, codebook_size=5, **options)
+    bottleneck.init_keys([many])
+    bottleneck.freeze_keys()
+    return student.to(dtype), teacher.to(dtype), bottleneck.to(dtype)
+
+
+def by_hand(bottleneck, student, teacher, weight, temperature):
+    """The formula of `alignment_loss`, vector by vector."""
+    if bottleneck.standardize:
+        student, teacher = ((states - bottleneck.mean) / bottleneck.std for states in (student, teacher))
+    if bottleneck.projection == "random":
+        student, teacher = student @ bottleneck.projections, teacher @ bottleneck.projections
+    total = torch.zeros((), dtype=student.dtype)
+    C, _, d = bottleneck.keys.shape
+    for token in range(len(student)):
+        for codebook in range(C):
+            s, t = (states[token, codebook * d : (codebook + 1) * d] for states in (student, teacher))
+            total = total + (s - t).square().sum() / d
+            fired = (t - bottleneck.keys[codebook]).square().sum(-1).argmin()
+            scores = -(s - bottleneck.keys[codebook]).square().sum(-1) / temperature
+            total = total + weight * F.cross_entropy(scores, fired)
+    return total / (len(student) * C)
+
+
+def test_hidden_state_loss_by_hand():
+    student = torch.tensor([[3.0, 4.0], [1.0, 0.0], [2.0, 0.0]], dtype=torch.float64)
+    teacher = torch.tensor([[4.0, 3.0], [0.0, 5.0], [-1.0, 0.0]], dtype=torch.float64)
+    # cosines 24 / 25, 0 and -1
+    assert hidden_state_loss(student, teacher).item() == pytest.approx(1 - (0.96 + 0 - 1) / 3, abs=1e-6)
+    assert hidden_state_loss(student, 7 * student).item() == pytest.approx(0, abs=1e-6)
+    assert hidden_state_loss(student, -student).item() == pytest.approx(2, abs=1e-6)
+
+
+def test_hidden_state_loss_turns_the_student_and_not_the_teacher():
+    student, teacher, _ = states_and_bottleneck(torch.float32)
+    student, teacher = student.requires_grad_(), teacher.requires_grad_()
+    hidden_state_loss(student, teacher).backward()
+    assert teacher.grad is None
+    s, t = student.detach(), teacher.detach()
+    lengths = s.norm(dim=-1, keepdim=True)
+    cosine = F.cosine_similarity(s, t).unsqueeze(-1)
+    # d cos / ds, by hand
+    expected = -(t / t.norm(dim=-1, keepdim=True) - cosine * s / lengths) / lengths / len(s)
+    torch.testing.assert_close(student.grad, expected, atol=1e-7, rtol=1e-4)
+
+
+@pytest.mark.parametrize("options", BOTTLENECKS, ids=lambda options: "-".join(map(str, options.values())) or "-")
+def test_alignment_loss_is_the_formula_written_out(options):
+    student, teacher, bottleneck = states_and_bottleneck(**options)
+    for weight, temperature in ((0.0, 1.0), (0.7, 1.0), (0.7, 2.5)):
+        found = alignment_loss(bottleneck, student, teacher, weight, temperature)
+        expected = by_hand(bottleneck, student, teacher, weight, temperature)
+        torch.testing.assert_close(found, expected, atol=0, rtol=1e-12)
+    assert alignment_loss(bottleneck, student, student).item() == 0
+    # the student sits where the teacher does, but the softmax is not yet all on its key
+    assert alignment_loss(bottleneck, student, student, key_weight=1.0).item() > 0
+
+
+@pytest.mark.parametrize("options", BOTTLENECKS, ids=lambda options: "-".join(map(str, options.values())) or "-")
+def test_alignment_loss_passes_gradcheck_and_moves_the_student_alone(options):
+    student, teacher, bottleneck = states_and_bottleneck(**options)
+
+    def loss(states):
+        return alignment_loss(bottleneck, states, teacher, 0.7, 2.0)
+
+    assert torch.autograd.gradcheck(loss, student.clone().requires_grad_())
+    teacher.requires_grad_()
+    student.requires_grad_()
+    loss(student).backward()
+    assert student.grad.abs().min() > 0
+    assert teacher.grad is None
+    assert bottleneck.values.grad is None
+    assert not bottleneck.keys.requires_grad
+
+
+def test_following_the_key_term_fires_the_teachers_keys():
+    student, teacher, bottleneck = states_and_bottleneck()
+    target = bottleneck.quantize(teacher)
+    assert (bottleneck.quantize(student) != target).any()
+    moving = student.clone().requires_grad_()
+    optimizer = torch.optim.Adam([moving], lr=0.1)
+    for _ in range(200):
+        optimizer.zero_grad()
+        # the cross-entropy alone: the squared error taken off again
+        total = alignment_loss(bottleneck, moving, teacher, key_weight=1.0)
+        (total - alignment_loss(bottleneck, moving, teacher)).backward()
+        optimizer.step()
+    assert torch.equal(bottleneck.quantize(moving.detach()), target)
+
+
+@pytest.mark.parametrize("options", BOTTLENECKS, ids=lambda options: "-".join(map(str, options.values())) or "-")
+def test_autocast_does_not_change_the_losses_on_hidden_states(options):
+    student, teacher, bottleneck = states_and_bottleneck(torch.float32, **options)
+    losses = []
+    for enabled in (False, True):
+        states = student.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            found = alignment_loss(bottleneck, states, teacher, 0.7) + hidden_state_loss(states, teacher)
+        assert found.dtype == torch.float32
+        found.backward()
+        losses.append((found.detach(), states.grad))
+    # bfloat16 has a relative precision of 4e-3: a single product taken in it would show
+    torch.testing.assert_close(losses[1][0], losses[0][0], atol=0, rtol=1e-6)
+    torch.testing.assert_close(losses[1][1], losses[0][1], atol=1e-6, rtol=1e-5)
+
+
+def test_hidden_states_of_other_tokens_or_widths_are_refused():
+    student, teacher, bottleneck = states_and_bottleneck()
+    for other in (teacher[:1], teacher[:, :4], teacher[None]):
+        # a single row would broadcast without a word
+        with pytest.raises(ValueError, match=r"student_states \(6, 8\) and teacher_states \(.* same shape"):
+            hidden_state_loss(student, other)
+        with pytest.raises(ValueError, match=r"student_states \(6, 8\) and teacher_states \(.* same shape"):
+            alignment_loss(bottleneck, student, other)

@@ -45,6 +45,17 @@ def test_all_layers_give_the_teachers_hidden_states(pretrained, small):
     torch.testing.assert_close(found[real], expected[real], atol=2e-5, rtol=0)
 
 
+def test_the_plain_student_hands_out_the_states_of_its_real_tokens(student, small):
+    batch = batch_of(small[0], range(4))
+    with torch.inference_mode():
+        found = student(**batch)
+        everything = student.distilbert(**batch).last_hidden_state
+    assert found.key_indices is None
+    assert torch.equal(found.hidden_states, everything[batch["attention_mask"].bool()])
+    pooled = pool_real_tokens(found.hidden_states, batch["attention_mask"])
+    assert torch.equal(found.logits, student.classifier(pooled))
+
+
 def test_half_of_the_layers_are_every_other_one(pretrained, student):
     for kept, taken in enumerate((0, 2, 4)):
         ours = student.distilbert.transformer.layer[kept].ffn.lin1.weight

@@ -1,9 +1,9 @@
 """Which additions to stage 2 help? Scores on held-out training rows of real GLUE; validation splits are not read.
 
-``OMP_NUM_THREADS=1 python tests/benchmarks/choose_distillation.py --tasks cola qnli --seeds 0 1`` adds one line a trial
-to ``data/results/distillation_choices.jsonl`` and leaves out those that stand there. Teachers come from, and go
-to, ``data/runs``; here the teacher runs in every step, since hidden states and relations of all layers of all trials
-would be too much to keep.
+``OMP_NUM_THREADS=1 python tests/benchmarks/choose_distillation.py --tasks cola qnli --seeds 0 1`` adds one line a
+trial to ``data/results/distillation_choices.jsonl`` and leaves out those that stand there. Teachers come from, and
+go to, ``data/runs``; here the teacher runs in every step, since hidden states and relations of all trials would be
+too much to keep.
 """
 
 import argparse
@@ -95,7 +95,7 @@ class LiveTrainer(DistillationTrainer):
 
 
 def new_text(split: Dataset, task: Task, seed: int) -> Dataset:
-    """Return as many rows again: every seventh word another of the split's words; half of all pairs paired anew."""
+    """Return as many rows again: every seventh word another of the split's; half of all pairs paired anew."""
     generator = np.random.default_rng(seed)
     columns = {}
     words = np.array(" ".join(" ".join(split[name][:]) for name in task.text_columns).split())
@@ -125,9 +125,8 @@ def trial(experiment: Experiment, options: dict[str, float]) -> dict[str, float]
             answers = predict_logits(teacher, dataset)
         regression = experiment.task.is_regression
         labels = answers[:, 0].clamp(0, 5).tolist() if regression else answers.argmax(1).tolist()
-        both = concatenate_datasets(
-            [split, more.remove_columns("label").add_column("label", labels, split.features["label"])]
-        )
+        labelled = Dataset.from_dict(more.to_dict() | {"label": labels}, split.features)
+        both = concatenate_datasets([split, labelled])
         train = CustomDataset(both, experiment.tokenizer, experiment.task.name, experiment.profile.max_length)
         train.attach(torch.cat([experiment.teacher_logits, answers]))
     set_seed(experiment.seed)

@@ -1,0 +1,185 @@
+"""The grid of real results: every system on every task with every seed, one record a run, resumable at each."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from filelock import FileLock
+
+from kvlib.data import TASKS
+from kvlib.evaluation import key_agreement, model_size
+from kvlib.profiles import Profile, get_profile
+from kvlib.recipe import STAGES, SYSTEMS, Experiment, WeakTeacherError, machine, rows_used, systems_of, write_json
+
+# training rows of the official splits: fewer are a subset, and said to be one
+OFFICIAL_ROWS = {
+    "mnli": 392702,
+    "rte": 2490,
+    "cola": 8551,
+    "mrpc": 3668,
+    "qnli": 104743,
+    "sst2": 67349,
+    "stsb": 5749,
+    "qqp": 363846,
+}
+
+
+def gather_evidence(
+    output: str | Path,
+    tasks: Sequence[str],
+    systems: Sequence[str] = ("all",),
+    seeds: Sequence[int] = (0, 1, 2),
+    source: str | Path | None = None,
+    profile: str | Profile | None = None,
+    max_rows: int | None = None,
+    runs: str | Path | None = None,
+    tell: Callable[[dict[str, Any]], None] = lambda record: None,
+) -> None:
+    """Score systems on tasks with seeds and write one record a run to `output`, each as soon as it is known.
+
+    Runs that stand in `output` are left out, so a grid that was stopped goes on where it was, and several
+    processes may share one file and divide the tasks.
+
+    Parameters
+    ----------
+    output : str or pathlib.Path
+        A JSON file with ``settings`` and ``runs``.
+    tasks : sequence of str
+        GLUE names.
+    systems : sequence of str
+        Of the four compared systems, or ``"all"``; their teachers and all baselines come along.
+    seeds : sequence of int
+        Seeds of everything random.
+    source, profile, max_rows, runs
+        As in `Experiment`.
+    tell : callable
+        Called with each new record.
+
+    Raises
+    ------
+    ValueError
+        If `output` was made with other settings, or a name is unknown.
+    """
+    output, profile = Path(output), profile if isinstance(profile, Profile) else get_profile(profile)
+    wanted = {name for system in systems for name in systems_of(system)}
+    names = [name for name in SYSTEMS if name in wanted]
+    settings = {"profile": asdict(profile), "source": str(source or profile.source), "max_rows": max_rows}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    _add(output, settings)
+    for seed in seeds:
+        for task in tasks:
+            done = {(r["task"], r["system"], r["seed"]) for r in json.loads(output.read_text())["runs"]}
+            missing = [name for name in names if (task, name, seed) not in done]
+            if not missing:
+                continue
+            experiment = Experiment(task, source, profile, seed, runs, max_rows)
+            for name in missing:
+                record = run_once(experiment, name)
+                _add(output, settings, record)
+                tell(record)
+
+
+def run_once(experiment: Experiment, system: str) -> dict[str, Any]:
+    """Train what `system` needs, score it on the validation split, and say what it took.
+
+    Returns
+    -------
+    dict
+        ``metrics`` is None, and ``refused`` says why, where the teacher is too weak to distil.
+    """
+    task = experiment.task.name
+    rows = rows_used(experiment)
+    record: dict[str, Any] = {
+        "task": task,
+        "system": system,
+        "seed": experiment.seed,
+        "rows": rows,
+        "subset": rows["train"] < OFFICIAL_ROWS[task],
+    }
+    try:
+        record["metrics"] = experiment.score(system)
+    except WeakTeacherError as error:
+        return record | {"metrics": None, "refused": str(error)} | machine()
+    stages = {name: experiment.records[name] for name in STAGES.get(system, ())}
+    record["stages"] = stages
+    record["seconds"] = sum(stage["seconds"] for stage in stages.values())
+    record["peak_memory_mb"] = max((stage["peak_memory_mb"] for stage in stages.values()), default=None)
+    if stages:
+        # in training mode the encoder behind a bottleneck is frozen: count what stage 3 trains
+        record["size"] = model_size(experiment.model(system).train())
+        experiment.model(system).eval()
+    if system in ("new-keys", "carried-keys"):
+        record["keys"] = _keys_beside_the_teachers(experiment, system)
+    return record | machine()
+
+
+def _keys_beside_the_teachers(experiment: Experiment, system: str) -> dict[str, Any]:
+    """Compare a student's keys with its teacher's on held-out rows; the agreement of new keys is chance."""
+    teacher, student = experiment.model("teacher-bottleneck"), experiment.model(system)
+    with experiment.precision():
+        agreement, error = key_agreement(teacher, student, experiment.held_out)
+    return {
+        "agreement": float(agreement.mean()),
+        "agreement_by_codebook": np.round(agreement, 4).tolist(),
+        "quantization_error": float(error.mean()),
+    }
+
+
+def _add(output: Path, settings: dict[str, Any], record: dict[str, Any] | None = None) -> None:
+    """Add a record, or only check the settings; other processes wait meanwhile."""
+    with FileLock(output.with_name(f".{output.name}.lock")):
+        content = json.loads(output.read_text()) if output.exists() else {"settings": settings, "runs": []}
+        # as JSON gives them back
+        if content["settings"] != json.loads(json.dumps(settings)):
+            differing = [name for name, value in settings.items() if content["settings"].get(name) != value]
+            raise ValueError(
+                f"{output} holds runs made with another {' and '.join(differing)}: name another file, or delete it"
+            )
+        if record is not None:
+            content["runs"].append(record)
+        content["runs"].sort(key=lambda run: (list(TASKS).index(run["task"]), run["seed"], _place(run["system"])))
+        write_json(output, content)
+
+
+def _place(system: str) -> int:
+    return list(SYSTEMS).index(system)
+
+
+def read_evidence(path: str | Path) -> pd.DataFrame:
+    """Read a results file: one row a run: ``task``, ``system``, ``seed``, and ``score``, the first metric.
+
+    Runs whose teacher was refused have NaN.
+    """
+    runs = json.loads(Path(path).read_text())["runs"]
+    scores = [run["metrics"][TASKS[run["task"]].metrics[0]] if run["metrics"] else np.nan for run in runs]
+    return pd.DataFrame(
+        {name: [run[name] for run in runs] for name in ("task", "system", "seed")} | {"score": scores}
+    )
+
+
+def evidence_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """Turn `read_evidence` into mean ± standard deviation over seeds, × 100: systems by tasks."""
+    groups = 100 * runs.pivot_table("score", ["system", "seed"], "task").groupby("system").agg(["mean", "std"])
+    tasks = [task for task in TASKS if task in groups.columns.get_level_values(0)]
+    table = pd.DataFrame(
+        {
+            f"{task} ({TASKS[task].metrics[0]})": [
+                f"{mean:.1f} ± {0 if np.isnan(std) else std:.1f}"
+                for mean, std in zip(groups[task, "mean"], groups[task, "std"], strict=True)
+            ]
+            for task in tasks
+        },
+        index=groups.index,
+    )
+    ordered = [system for system in SYSTEMS if system in table.index]
+    return table.loc[ordered].rename(index=SYSTEMS)
+
+
+def kept_share(runs: pd.DataFrame, system: str, of: str = "teacher") -> pd.Series:
+    """Say what share of another's score a system keeps: the ratio of means over tasks, one number a seed."""
+    means = runs.pivot_table("score", "seed", "system")
+    return means[system] / means[of]

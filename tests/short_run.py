@@ -1,0 +1,188 @@
+"""A short real run of the three stages in a process of its own, which can be made to fail at a given moment.
+
+``python tests/short_run.py SOURCE TEACHER RUNS LAST_STAGE [MOMENT ...]`` runs the stages once for each moment,
+each time in a new process, and then once more, undisturbed. The last line it prints is JSON: how every process
+ended, at which step each of its trainings began and with which weights it ended, and what the last one has found.
+Under a launcher (no moments) it runs in the launched processes.
+"""
+
+import io
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors.torch import save
+from transformers import TrainerCallback
+
+import kvlib.teacher
+from kvlib import Experiment
+from kvlib.profiles import PROFILES
+from kvlib.teacher import GuardedTrainer, fingerprint, predict_logits
+
+STAGES = ("teacher", "distilbert", "bottleneck")
+ROWS = 8  # a step
+MEGABYTE = 2**20
+
+
+def profile(teacher):
+    return replace(
+        PROFILES["quick"],
+        teacher_checkpoint=str(teacher), batch_size=ROWS, teacher_learning_rate=3e-4, num_codebooks=16,
+        codebook_size=8, teacher_epochs=2, student_epochs=3, bottleneck_epochs=3,
+    )  # fmt: skip
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def before(owner, name, action: Callable):
+    """Call `action` with the arguments of ``owner.name`` before each call of it."""
+    original = getattr(owner, name)
+
+    def patched(*args, **kwargs):
+        action(*args, **kwargs)
+        return original(*args, **kwargs)
+
+    setattr(owner, name, patched)
+
+
+def arm(stage, what, number="0"):
+    """Prepare one failure of this process: `what` happens in `stage`, if it has a step then in that `number`."""
+
+    def at_step(action):
+        def check(trainer, *args, **kwargs):
+            if f"-{stage}-" in trainer.args.output_dir and trainer.state.global_step == int(number):
+                action(trainer)
+
+        return check
+
+    def die_in_optimizer(trainer):
+        content = io.BytesIO()
+        torch.save(trainer.optimizer.state_dict(), content)
+        folder = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
+        (folder / "optimizer.pt").write_bytes(content.getvalue()[:MEGABYTE])
+        die()
+
+    def fill_disk(trainer):
+        folder = Path(trainer.args.output_dir)
+        # the weights fit, the optimiser's state does not
+        with (folder / "filler").open("wb") as filler:
+            os.posix_fallocate(filler.fileno(), 0, shutil.disk_usage(folder).free - 100 * MEGABYTE)
+
+    def limit_files(megabytes):
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (megabytes * MEGABYTE, hard))
+
+    if what == "step":
+        before(GuardedTrainer, "training_step", at_step(lambda trainer: die()))
+    elif what == "checkpoint":
+        before(GuardedTrainer, "_save_optimizer_and_scheduler", at_step(die_in_optimizer))
+    elif what == "unmarked":
+        before(kvlib.teacher, "_mark_whole", lambda path: path.name == f"checkpoint-{number}" and die())
+    elif what == "full":
+        before(GuardedTrainer, "training_step", at_step(fill_disk))
+    elif what.startswith("limit"):
+        megabytes = int(what.removeprefix("limit"))
+        before(GuardedTrainer, "training_step", at_step(lambda trainer: limit_files(megabytes)))
+    elif what == "cache":
+
+        def die_half_written(tensors, path, metadata):
+            if f"-{stage}-" in path.name:
+                content = save(tensors, metadata)
+                path.write_bytes(content[: len(content) // 2])
+                die()
+
+        before(kvlib.teacher, "save_file", die_half_written)
+    elif what == "finish":
+        before(pd.DataFrame, "to_csv", lambda frame, path, **options: f"-{stage}-" in str(path) and die())
+    elif what == "cleanup":
+
+        def die_after_rename(path, **options):
+            if path.name.endswith(".unfinished") and f"-{stage}-" in path.name:
+                die()
+
+        before(shutil, "rmtree", die_after_rename)
+    else:
+        raise ValueError(what)
+
+
+def run(source, teacher, runs, last, tell):
+    """Run the stages up to `last`; `tell` each training's first step, at last what was found."""
+
+    class Tell(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            stage = Path(args.output_dir).parent.name.split("-")[1]
+            tell({"began": [stage, state.global_step]})
+
+        def on_epoch_end(self, args, state, control, model, **kwargs):
+            # the stage may end with the weights of an earlier, better epoch
+            if state.global_step == state.max_steps:
+                tell({"trained": [Path(args.output_dir).parent.name.split("-")[1], fingerprint(model)]})
+
+    original = GuardedTrainer.__init__
+    GuardedTrainer.__init__ = lambda self, *args, **kwargs: original(self, *args, callbacks=[Tell()], **kwargs)
+    experiment = Experiment("sst2", source, profile(teacher), runs=runs)
+    found = {"fingerprints": {}, "resumed": {}, "processes": {}, "histories": {}, "logits": {}}
+    for stage in STAGES[: STAGES.index(last) + 1]:
+        model = getattr(experiment, stage)
+        found["fingerprints"][stage] = fingerprint(model)
+        found["resumed"][stage] = experiment.records[stage]["resumed"]
+        found["processes"][stage] = experiment.records[stage]["processes"]
+        found["histories"][stage] = experiment.histories[stage].to_dict("list")
+        found["logits"][stage] = predict_logits(model, experiment.validation["validation"]).tolist()
+    tell({"found": found})
+
+
+def attempt(moment, arguments):
+    """Run in a forked process, so that the imports are paid once, and collect what it tells before it ends."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+
+        def tell(what):
+            os.write(writer, (json.dumps(what) + "\n").encode())
+
+        try:
+            if moment:
+                arm(*moment.split())
+            run(*arguments, tell)
+        except BaseException as error:
+            tell({"error": [type(error).__name__, str(error)]})
+        os._exit(0)
+    os.close(writer)
+    with open(reader) as stream:
+        told = [json.loads(line) for line in stream]
+    killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    ending = {"moment": moment, "killed": killed}
+    ending |= {name: [line[name] for line in told if name in line] for name in ("began", "trained")}
+    return ending | {name: line[name] for line in told for name in ("error", "found") if name in line}
+
+
+def main():
+    *arguments, last = sys.argv[1:5]
+    if "RANK" in os.environ:
+        told = []
+        run(*arguments, last, told.append)
+        if os.environ["RANK"] == "0":
+            print(json.dumps([told[-1]]))
+        return
+    endings = []
+    for moment in [*sys.argv[5:], None]:
+        endings.append(attempt(moment, (*arguments, last)))
+        for filler in Path(arguments[2]).rglob("filler"):
+            filler.unlink()
+    print(json.dumps(endings))
+
+
+if __name__ == "__main__":
+    main()

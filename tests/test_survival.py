@@ -1,0 +1,424 @@
+"""Runs that are killed, or run out of disk or memory, or of finite numbers: real processes, signals and limits."""
+
+import copy
+import json
+import math
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from small_data import easy_rows, four_layers
+from transformers import TrainerCallback
+
+from kvlib import (
+    BERTbase,
+    CustomDataset,
+    DistilBERTwithBottleNeck,
+    DistillationTrainer,
+    KeyIndexDataset,
+    fine_tune,
+    load_glue,
+    predict_logits,
+)
+from kvlib.data import get_task
+from kvlib.teacher import (
+    BERTbaseConfig,
+    GuardedTrainer,
+    cached_tensors,
+    label_config,
+    predict_states,
+    whole_checkpoint,
+)
+
+SHORT_RUN = Path(__file__).with_name("short_run.py")
+# one thread: sums in the same order, bit for bit
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def finish(command, **options):
+    """Run a command in a group of its own, of which nothing is left afterwards."""
+    process = subprocess.Popen(
+        [str(word) for word in command],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True,
+        **options,
+    )  # fmt: skip
+    try:
+        out, err = process.communicate(timeout=1200)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return process.returncode, out, err
+
+
+def short_run(*arguments, under=()):
+    code, out, err = finish([*under, sys.executable, SHORT_RUN, *arguments])
+    assert code == 0, err
+    return json.loads(out.splitlines()[-1])
+
+
+def what_was_trained(endings):
+    return {stage: weights for ending in endings for stage, weights in ending["trained"]}
+
+
+@pytest.fixture(scope="module")
+def left_alone(tmp_path_factory):
+    """Source, teacher checkpoint and finished stages of a run that nothing disturbed, and what it found."""
+    folder = tmp_path_factory.mktemp("alone")
+    source, teacher, runs = easy_rows(folder / "glue"), four_layers(folder / "checkpoint"), folder / "runs"
+    (ending,) = short_run(source, teacher, runs, "bottleneck")
+    return source, teacher, runs, ending
+
+
+def with_teacher(runs, folder):
+    """Start a folder of runs with what stage 1 of another has left."""
+    folder.mkdir(exist_ok=True)
+    for path in (next(runs.glob("sst2-teacher-*[!k]")), *runs.glob("sst2-logits-*")):
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, folder / path.name)
+    return folder
+
+
+def test_killed_and_resumed_equals_never_killed(left_alone, tmp_path):
+    source, teacher, _, alone = left_alone
+    # 72 rows, 9 steps an epoch; each moment goes on from what the one before has left
+    began_by_moment = {
+        "teacher step 12": [["teacher", 0]],
+        "logits cache": [["teacher", 9]],
+        "distilbert step 13": [["distilbert", 0]],
+        # half an optimizer.pt
+        "distilbert checkpoint 18": [["distilbert", 9]],
+        # everything is there but the mark that it is whole
+        "distilbert unmarked 27": [["distilbert", 9]],
+        # half a finished stage
+        "distilbert finish": [["distilbert", 18]],
+        "key cache": [["distilbert", 27]],
+        "bottleneck step 20": [["bottleneck", 0]],
+        # the stage is finished, but its checkpoints are still there
+        "bottleneck cleanup": [["bottleneck", 18]],
+    }
+    endings = short_run(source, teacher, tmp_path, "bottleneck", *began_by_moment)
+    last = endings.pop()
+    for ending, (moment, began) in zip(endings, began_by_moment.items(), strict=True):
+        assert ending["killed"], ending
+        assert (ending["moment"], ending["began"]) == (moment, began)
+    assert "error" not in last and last["began"] == []
+    assert last["found"]["resumed"] == dict.fromkeys(("teacher", "distilbert", "bottleneck"), True)
+    for same in ("fingerprints", "histories", "logits"):
+        assert last["found"][same] == alone["found"][same]
+    # the last epoch too, if the best was an earlier one
+    assert what_was_trained(endings) == what_was_trained([alone])
+    assert not list(tmp_path.glob("*.unfinished"))
+
+
+def broken_optimizer(checkpoint):
+    file = checkpoint / "optimizer.pt"
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def broken_mark(checkpoint):
+    (checkpoint / "whole.json").write_text("")
+
+
+@pytest.mark.parametrize("damage", [broken_optimizer, broken_mark])
+def test_a_damaged_checkpoint_is_passed_over(damage, tmp_path, small):
+    model = tiny()
+    options = {"epochs": 3, "learning_rate": 1e-3, "batch_size": 16, "trainer": GuardedTrainer}
+    train_tiny(model, small, tmp_path, **options, save_total_limit=None)
+    steps = sorted(int(path.name.split("-")[1]) for path in tmp_path.glob("checkpoint-*"))
+    assert steps == [3, 6, 9]
+    assert whole_checkpoint(tmp_path) == tmp_path / "checkpoint-9"
+    damage(tmp_path / "checkpoint-9")
+    assert whole_checkpoint(tmp_path) == tmp_path / "checkpoint-6"
+    # a checkpoint whose best epoch so far is damaged would end with that
+    state = tmp_path / "checkpoint-6" / "trainer_state.json"
+    content = json.loads(state.read_text())
+    state.write_text(
+        json.dumps(content | {"best_global_step": 3}).ljust(state.stat().st_size)[: state.stat().st_size]
+    )
+    damage(tmp_path / "checkpoint-3")
+    assert whole_checkpoint(tmp_path) is None
+
+
+def test_a_failed_cache_leaves_no_file(tmp_path, monkeypatch):
+    tensors = {"x": torch.zeros(2**20)}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*logits\.safetensors: .*Make room") as caught:
+            cached_tensors(tmp_path / "logits.safetensors", {"rows": "1"}, lambda: tensors)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def full_disk(endings, alone, moments):
+    """Check that each moment ended with a clear error, and the last run as if nothing had been."""
+    last = endings.pop()
+    for ending, moment in zip(endings, moments, strict=True):
+        assert not ending["killed"]
+        kind, message = ending["error"]
+        assert (ending["moment"], kind) == (moment, "OSError")
+        assert "\n" not in message
+        assert "cannot write" in message and "checkpoint-18: " in message
+        assert "Make room and start the same command again; it goes on from " in message
+        assert message.endswith("checkpoint-9")
+    assert last["began"] == [["distilbert", 9]]
+    assert last["found"]["fingerprints"]["distilbert"] == alone["found"]["fingerprints"]["distilbert"]
+    assert last["found"]["histories"]["distilbert"] == alone["found"]["histories"]["distilbert"]
+    assert what_was_trained([last])["distilbert"] == what_was_trained([alone])["distilbert"]
+
+
+def test_files_that_cannot_grow_end_with_a_clear_error_and_the_last_checkpoint(left_alone, tmp_path):
+    source, teacher, runs, alone = left_alone
+    # MB: too little for the weights (Rust writes them), then for the optimiser's state (C++)
+    moments = ["distilbert limit30 13", "distilbert limit100 13"]
+    folder = with_teacher(runs, tmp_path / "runs")
+    full_disk(short_run(source, teacher, folder, "distilbert", *moments), alone, moments)
+
+
+def test_a_full_disk_ends_with_a_clear_error_and_the_last_checkpoint(left_alone, tmp_path):
+    source, teacher, runs, alone = left_alone
+    mount = 'mount -t tmpfs -o size=1500m none "$0" && cp -r "$1"/. "$0" && shift && exec "$@"'
+    ready = with_teacher(runs, tmp_path / "ready")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    under = ["unshare", "-rm", "sh", "-c", mount, disk, ready]
+    if shutil.which("unshare") is None or finish([*under, "true"])[0]:
+        pytest.skip("no file system can be mounted here: that takes unshare and user namespaces")
+    moments = ["distilbert full 13"]
+    full_disk(short_run(source, teacher, disk, "distilbert", *moments, under=under), alone, moments)
+
+
+def test_command_line_ends_with_one_line(left_alone, tmp_path):
+    source, *_ = left_alone
+    code, _, err = finish(
+        [sys.executable, "-m", "kvlib", "distil", "--task", "sst2", "--source", source, "--runs", tmp_path],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (30 * 2**20, 30 * 2**20)),
+    )
+    assert code == 1
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].startswith(f"kvlib: cannot write {tmp_path}/sst2-teacher-")
+    assert "Make room" in err.splitlines()[-1]
+
+
+class GoBad(TrainerCallback):
+    """Let something happen to the data once the first epoch is over."""
+
+    def __init__(self, action):
+        self.action = action
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.action()
+
+
+def finite(model):
+    return all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
+
+
+def expect_stop(model, train, held_out, folder, trainer, row, learning_rate):
+    with pytest.raises(FloatingPointError, match=r"^the loss is nan in step \d+, at learning rate \d") as caught:
+        fine_tune(
+            model, train, held_out, folder,
+            epochs=2, learning_rate=learning_rate, batch_size=8, trainer=trainer, resume=True,
+        )  # fmt: skip
+    message = str(caught.value)
+    named = json.loads(message[message.index("[") : message.index("]") + 1])
+    assert len(named) == 8 and (row is None or train.idx[row] in named)
+    assert finite(model)
+    return message
+
+
+@pytest.fixture(scope="module")
+def scores(tokenizer):
+    """24 rows of STS-B to train on, 8 held out."""
+    rows = load_glue("stsb")["train"]
+    return [CustomDataset(rows.select(part), tokenizer, "stsb") for part in (range(24), range(24, 32))]
+
+
+def spoil(numbers, row):
+    numbers[row] = math.nan
+
+
+def test_nan_loss_stops_stage_one(scores, tmp_path):
+    train, held_out = copy.deepcopy(scores)
+    trainer = partial(GuardedTrainer, callbacks=[GoBad(lambda: spoil(train.labels, 5))])
+    message = expect_stop(tiny("stsb"), train, held_out, tmp_path, trainer, 5, 1e-3)
+    kept = whole_checkpoint(tmp_path)
+    assert kept.name == "checkpoint-3"
+    assert finite(BERTbase.from_pretrained(kept))
+    assert "The last checkpoint was written before it" in message
+
+
+def test_nan_loss_stops_stages_two_and_three(scores, tmp_path):
+    train, held_out = copy.deepcopy(scores)
+    train.attach(torch.zeros(24, 1))
+    student = DistilBERTwithBottleNeck.from_teacher(tiny("stsb"))
+    discretized = student.discretize(train, num_codebooks=4, codebook_size=4)
+    indexed = KeyIndexDataset(discretized, train), KeyIndexDataset(discretized, held_out)
+    callbacks = [GoBad(lambda: spoil(train.teacher_logits, 7))]
+    for model, splits, folder in ((student, (train, held_out), "two"), (discretized, indexed, "three")):
+        train.attach(torch.zeros(24, 1))
+        splits[0].teacher_logits = train.teacher_logits
+        trainer = partial(DistillationTrainer, callbacks=callbacks)
+        expect_stop(model, *splits, tmp_path / folder, trainer, 7, 1e-3)
+        kept = whole_checkpoint(tmp_path / folder)
+        assert kept.name == "checkpoint-3"
+        assert finite(DistilBERTwithBottleNeck.from_pretrained(kept))
+
+
+def test_far_too_large_a_learning_rate_stops(scores, tmp_path):
+    message = expect_stop(tiny("stsb"), *scores, tmp_path, GuardedTrainer, None, 1e30)
+    assert "in step 3, at learning rate " in message and "e+29" in message
+
+
+def test_weights_broken_by_the_last_step_reach_no_checkpoint(scores, tmp_path):
+    with pytest.raises(FloatingPointError, match="loss on held-out rows is nan after step 3, at learning rate"):
+        # warm-up makes the first step harmless, the second is not; its own loss is that from before it
+        fine_tune(
+            tiny("stsb"), *scores, tmp_path,
+            epochs=1, learning_rate=1e30, batch_size=8, warmup_steps=2,
+        )  # fmt: skip
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+OUT_OF_MEMORY = """
+import resource, sys, torch
+from pathlib import Path
+from kvlib import BERTbase, CustomDataset, fine_tune, load_glue, load_tokenizer
+from kvlib.teacher import BERTbaseConfig
+rows = load_glue("rte")["train"].select(range(256))
+data = CustomDataset(rows, load_tokenizer(), "rte")
+model = BERTbase(BERTbaseConfig(hidden_size=384, num_hidden_layers=1, num_attention_heads=12, vocab_size=30522))
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 220 * 2**20,) * 2)
+try:
+    fine_tune(model, data, data, sys.argv[1], epochs=1, learning_rate=1e-4, batch_size=256)
+except MemoryError as error:
+    print(error)
+"""
+
+
+def test_out_of_memory_says_what_to_lower(tmp_path):
+    code, out, err = finish([sys.executable, "-c", OUT_OF_MEMORY, tmp_path])
+    assert code == 0, err
+    assert "out of memory in step 1, in a batch of 256 rows of " in out
+    assert "lower batch_size (256 a process)" in out
+    assert "gradient_accumulation_steps" in out and "max_length" in out
+
+
+def tiny(task="mrpc"):
+    """A BERT of random weights, small enough for one step to take a moment."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = BERTbaseConfig(**shape, vocab_size=30522, pooling="mean", **label_config(get_task(task)))
+    config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
+    return BERTbase(config)
+
+
+def train_tiny(model, splits, folder, trainer=GuardedTrainer, **options):
+    settings = {"epochs": 1, "learning_rate": 1e-3, "batch_size": 16}
+    return fine_tune(model, *splits, folder, trainer=trainer, **(settings | options))
+
+
+def first_gradients(model, splits, folder, trainer=GuardedTrainer, **options):
+    """Take one step through `fine_tune` and return the gradients it was taken with."""
+    seen = {}
+
+    class Grab(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            seen.update({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+
+    one_step = {"max_steps": 1, "max_grad_norm": 0.0, "train_sampling_strategy": "sequential"}
+    one_step |= {"save_strategy": "no", "eval_strategy": "no", "load_best_model_at_end": False}
+    train_tiny(model, splits, folder, partial(trainer, callbacks=[Grab()]), **(one_step | options))
+    return seen
+
+
+def assert_same(found, expected, atol, rtol):
+    assert found.keys() == expected.keys() and len(found) > 20
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=atol, rtol=rtol, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def without_dropout(model):
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+@pytest.fixture(scope="module")
+def calm_teacher(tmp_path_factory):
+    """Four of the real encoder's layers, without dropout."""
+    return BERTbase.for_task("mrpc", str(four_layers(tmp_path_factory.mktemp("calm"), dropout=0.0)))
+
+
+def test_accumulating_equals_one_large_batch_for_a_teacher(calm_teacher, small, tmp_path):
+    whole = first_gradients(copy.deepcopy(calm_teacher), small, tmp_path)
+    options = {"batch_size": 4, "gradient_accumulation_steps": 4}
+    parts = first_gradients(copy.deepcopy(calm_teacher), small, tmp_path, **options)
+    # float32 sums in another order, over differently padded batches
+    assert_same(parts, whole, atol=2e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("max_length", [24, 128])
+def test_accumulating_with_hidden_states_needs_equally_many_tokens(
+    max_length, calm_teacher, mrpc, tokenizer, tmp_path
+):
+    train = CustomDataset(mrpc["train"].select(range(16)), tokenizer, "mrpc", max_length=max_length)
+    torch.manual_seed(1)
+    student = without_dropout(DistilBERTwithBottleNeck.from_teacher(calm_teacher))
+    train.attach(predict_logits(calm_teacher, train), predict_states(calm_teacher, train))
+    trainer = partial(DistillationTrainer, hidden_weight=5.0)
+    whole = first_gradients(copy.deepcopy(student), (train, train), tmp_path, trainer)
+    options = {"batch_size": 4, "gradient_accumulation_steps": 4}
+    parts = first_gradients(copy.deepcopy(student), (train, train), tmp_path, trainer, **options)
+    if max_length == 24:
+        assert set(train.lengths) == {24}
+        assert_same(parts, whole, atol=1e-5, rtol=1e-3)
+    else:
+        # a mean of four means weighs tokens of short batches more; what it is worth, as a share of the gradient
+        difference = sum((parts[name] - whole[name]).square().sum() for name in whole).sqrt()
+        assert 1e-3 < difference / sum(gradient.square().sum() for gradient in whole.values()).sqrt() < 0.1
+
+
+@pytest.mark.parametrize("student", [False, True])
+def test_gradient_checkpointing_gives_the_same_gradients(student, small, tmp_path):
+    model, trainer = tiny(), GuardedTrainer
+    if student:
+        model = without_dropout(DistilBERTwithBottleNeck.from_teacher(model, attention_dropout=0.0))
+        trainer = partial(DistillationTrainer, alpha=0.0)
+    plain = first_gradients(copy.deepcopy(model), small, tmp_path, trainer)
+    found = first_gradients(copy.deepcopy(model), small, tmp_path, trainer, gradient_checkpointing=True)
+    assert_same(found, plain, atol=0, rtol=0)
+
+
+def test_bf16_takes_a_step_near_that_of_float32(small, tmp_path):
+    model = tiny()
+    plain = first_gradients(copy.deepcopy(model), small, tmp_path)
+    found = first_gradients(model, small, tmp_path, bf16=True)
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    assert not all(torch.equal(found[name], plain[name]) for name in plain)
+    # bfloat16 keeps 8 bits
+    largest = max(float(gradient.abs().max()) for gradient in plain.values())
+    assert_same(found, plain, atol=0.05 * largest, rtol=0)
+
+
+def test_compiled_model_takes_the_same_step(small, tmp_path):
+    if not any(shutil.which(compiler) for compiler in ("g++", "clang++")):
+        pytest.skip("torch.compile needs a C++ compiler")
+    model = tiny()
+    plain = first_gradients(copy.deepcopy(model), small, tmp_path)
+    found = first_gradients(model, small, tmp_path, torch_compile=True)
+    torch._dynamo.reset()
+    # fused float32 sums in another order
+    assert_same(found, plain, atol=1e-6, rtol=1e-3)
+    assert not any("_orig_mod" in name for name in model.state_dict())

@@ -1,0 +1,76 @@
+"""Two real processes, started by the launchers, that train together through gloo on the loopback address."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from small_data import easy_rows, four_layers
+from test_survival import finish
+
+SHORT_RUN = Path(__file__).with_name("short_run.py")
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+# `accelerate launch --cpu --num_processes 2` starts one process (huggingface/accelerate#2741); its other launcher
+# starts two, and kvlib takes the CPU where there is no accelerator
+ACCELERATE = [
+    sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+    "--num_machines", "1", "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    return easy_rows(folder / "glue"), four_layers(folder / "checkpoint", dropout=0.0)
+
+
+def found(command, prepared, runs):
+    code, out, err = finish([*command, SHORT_RUN, *prepared, runs, "bottleneck"])
+    assert code == 0, err
+    return json.loads(out.splitlines()[-1])[-1]["found"]
+
+
+def test_two_processes_find_what_one_does(prepared, tmp_path):
+    """72 rows in full batches of 8, no dropout: what is left between the two is rounding."""
+    one = found([sys.executable], prepared, tmp_path / "one")
+    two = found(TORCHRUN, prepared, tmp_path / "two")
+    assert set(one["processes"].values()) == {1}
+    assert set(two["processes"].values()) == {2}
+    for stage in ("teacher", "distilbert", "bottleneck"):
+        expected, logits = np.array(one["logits"][stage]), np.array(two["logits"][stage])
+        assert (expected.argmax(1) == logits.argmax(1)).all()
+        assert np.abs(expected - logits).max() < TOLERANCE[stage] * np.ptp(expected), stage
+        history, other = one["histories"][stage], two["histories"][stage]
+        assert history["accuracy"] == other["accuracy"]
+    expected, logits = (
+        load_file(next((tmp_path / folder).glob("sst2-logits-*")))["logits"] for folder in ("one", "two")
+    )
+    # each row's are nearer to its own than the rows are to one another: the order is the same
+    difference = np.abs(expected - logits).max()
+    assert difference < TOLERANCE["teacher"] * np.ptp(expected)
+    assert difference < np.abs(expected - np.roll(expected, 1, axis=0)).max() / 10
+    assert not [path for path in (tmp_path / "two").iterdir() if path.name.endswith(("partial", "unfinished"))]
+
+
+# of the range of the logits. Adam divides a gradient by its own size, so one that is all rounding (those of keys'
+# biases are zero in exact numbers) moves its weight as far as any other: stages 1 and 2 end at other weights that
+# do the same. A key index may flip between equally near keys.
+TOLERANCE = {"teacher": 0.01, "distilbert": 0.01, "bottleneck": 0.02}
+
+
+def test_command_line_in_two_processes(prepared, tmp_path):
+    command = ["-m", "kvlib", "distil", "--task", "sst2", "--source", prepared[0]]
+    command += ["--output", tmp_path / "out", "--runs", tmp_path / "runs"]
+    code, out, err = finish([*ACCELERATE, *command])
+    assert code == 0, err
+    assert out.count("distilled student with bottleneck") == 1
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["machine"].endswith("2 processes")
+    # the telling word makes every row certain, to one process or to two; one of 40 rows may be lost
+    for system in ("teacher", "distilbert", "bottleneck"):
+        assert metrics["scores"][system]["accuracy"] >= 39 / 40
+    assert (tmp_path / "out" / "student" / "model.safetensors").is_file()
+    assert not subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, check=False).stdout
