@@ -1,15 +1,15 @@
-"""Look inside a student with a bottleneck: which keys fired, and what their values did to the logits."""
+"""Look inside a model with a bottleneck: which keys fired, and what their values did to the logits."""
 
 import pandas as pd
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from kvlib.student import DistilBERTwithBottleNeck
+from kvlib.discretized import DiscretizedModel
 
 
 @torch.inference_mode()
 def explain(
-    student: DistilBERTwithBottleNeck, tokenizer: PreTrainedTokenizerBase, text: str, text_pair: str | None = None
+    model: DiscretizedModel, tokenizer: PreTrainedTokenizerBase, text: str, text_pair: str | None = None
 ) -> pd.DataFrame:
     """Take the logits of one example apart, token by token and codebook by codebook.
 
@@ -18,7 +18,7 @@ def explain(
 
     Parameters
     ----------
-    student : DistilBERTwithBottleNeck
+    model : BERTwithBottleNeck or DistilBERTwithBottleNeck
         With a bottleneck.
     tokenizer : transformers.PreTrainedTokenizerBase
         Its tokenizer.
@@ -37,28 +37,28 @@ def explain(
     Raises
     ------
     ValueError
-        If the student has no bottleneck, or the text is empty.
+        If the model has no bottleneck, or the text is empty.
     """
-    if not student.config.has_bottleneck:
-        raise ValueError("this student has no bottleneck: explain the one that discretize returned")
+    if not model.has_bottleneck:
+        raise ValueError("this model has no bottleneck: explain the one that discretize returned")
     if not text.strip():
         raise ValueError("the text is empty: type a sentence")
-    limit = student.config.max_position_embeddings
+    limit = model.config.max_position_embeddings
     encoded = tokenizer(text, text_pair, truncation=True, max_length=limit, return_tensors="pt")
-    states, mask = student.encode(encoded["input_ids"], encoded["attention_mask"])
-    bottleneck = student.bottleneck
+    states, mask = model.encode(**encoded)
+    bottleneck = model.bottleneck
     keys = bottleneck.quantize(states)  # (N, C)
     vectors = bottleneck.split(states).transpose(0, 1)  # (C, N, d)
     distances = torch.cdist(vectors, bottleneck.keys, compute_mode="donot_use_mm_for_euclid_dist").square()
     nearest = distances.transpose(0, 1).gather(-1, keys.unsqueeze(-1)).squeeze(-1)  # (N, C)
     others = distances.transpose(0, 1).scatter(-1, keys.unsqueeze(-1), torch.inf).amin(-1)
-    pushes = _pushes(student, keys)  # (N, C, num_labels)
+    pushes = _pushes(model, keys)  # (N, C, num_labels)
 
     names = tokenizer.convert_ids_to_tokens(encoded["input_ids"][0].tolist())
     if mask.shape[1] == 1:
-        names = ["[mean]" if student.config.pooling == "mean" else "[CLS]"]
+        names = ["[mean]" if model.config.pooling == "mean" else "[CLS]"]
     tokens, codebooks = keys.shape
-    labels = [f"push_{name}" for _, name in sorted(student.config.id2label.items())]
+    labels = [f"push_{name}" for _, name in sorted(model.config.id2label.items())]
     frame = pd.DataFrame(
         {
             "position": torch.arange(tokens).repeat_interleave(codebooks).numpy(),
@@ -70,19 +70,19 @@ def explain(
         }
     )
     frame[labels] = pushes.flatten(0, 1).numpy()
-    if student.config.decoder == "linear":
-        bias = dict(zip(labels, student.decoder.bias.tolist(), strict=True))
+    if model.config.decoder == "linear":
+        bias = dict(zip(labels, model.decoder.bias.tolist(), strict=True))
         frame.loc[len(frame)] = {"position": -1, "token": "[bias]", "codebook": -1, "key": -1, **bias}
     return frame
 
 
-def _pushes(student: DistilBERTwithBottleNeck, keys: torch.Tensor) -> torch.Tensor:
+def _pushes(model: DiscretizedModel, keys: torch.Tensor) -> torch.Tensor:
     """Part each logit among tokens and codebooks: key indices ``(N, C)`` to ``(N, C, num_labels)``."""
     tokens, codebooks = keys.shape
-    values = student.bottleneck.lookup(keys)  # (N, C, dim_value)
-    if student.config.decoder == "mean":
+    values = model.bottleneck.lookup(keys)  # (N, C, dim_value)
+    if model.config.decoder == "mean":
         return values / (tokens * codebooks)
-    weights = student.decoder.weight.unflatten(1, (codebooks, -1))  # (num_labels, C, dim_value)
+    weights = model.decoder.weight.unflatten(1, (codebooks, -1))  # (num_labels, C, dim_value)
     return torch.einsum("ncv,lcv->ncl", values, weights) / tokens
 
 

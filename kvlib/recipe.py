@@ -318,7 +318,7 @@ class Experiment:
         return DistilBERTwithBottleNeck.from_teacher(self.teacher)
 
     def _student_to_align(self) -> DistilBERTwithBottleNeck:
-        """Give the student the last layer norm of its teacher, so that both speak on the same scale from the start."""
+        """Give a new student its teacher's last layer norm: both speak on one scale from the start."""
         student = self._taught_student()
         norm = self.teacher.bert.encoder.layer[-1].output.LayerNorm
         student.distilbert.transformer.layer[-1].output_layer_norm.load_state_dict(norm.state_dict())

@@ -30,7 +30,8 @@ class DistillationTrainer(GuardedTrainer):
         As in `distillation_loss`; ``alpha=0`` is fine-tuning without a teacher.
     hidden_weight : float
         Weight of a loss on last hidden states, added to the others: `hidden_state_loss`, or `alignment_loss` if
-        there is a `bottleneck`.
+        there is a `bottleneck`. It is a mean over a batch's tokens, so that accumulated gradients, and those of
+        several processes, are those of one large batch only up to the batches' unequal numbers of tokens.
     bottleneck : DiscreteKeyValueBottleneck, optional
         The teacher's, to whose keys the student is aligned before it carries them.
     key_weight : float

@@ -20,7 +20,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from safetensors.torch import save
-from transformers import TrainerCallback
+from transformers import BertConfig, TrainerCallback
 
 import kvlib.teacher
 from kvlib import Experiment
@@ -128,6 +128,9 @@ def run(source, teacher, runs, last, tell):
             if state.global_step == state.max_steps:
                 tell({"trained": [Path(args.output_dir).parent.name.split("-")[1], fingerprint(model)]})
 
+    if BertConfig.from_pretrained(teacher).hidden_dropout_prob == 0:
+        # the student's head has one of its own
+        torch.nn.Dropout.forward = lambda self, states: states
     original = GuardedTrainer.__init__
     GuardedTrainer.__init__ = lambda self, *args, **kwargs: original(self, *args, callbacks=[Tell()], **kwargs)
     experiment = Experiment("sst2", source, profile(teacher), runs=runs)

@@ -15,6 +15,7 @@ from kvlib import (
 )
 from kvlib.discretized import BERTwithBottleNeckConfig
 from kvlib.evaluation import key_agreement
+from kvlib.explore import explain
 from kvlib.teacher import MODEL_INPUTS, fingerprint
 
 RANDOM = {"projection": "random", "dim_key": 14}
@@ -63,7 +64,7 @@ def test_the_encoder_is_the_teachers_bit_for_bit_frozen_and_its_own(pretrained, 
 
 def test_values_start_at_zero_under_frozen_keys_of_the_seed(pretrained, small):
     def build(seed):
-        return BERTwithBottleNeck.from_teacher(pretrained, small[0], num_codebooks=16, codebook_size=8, seed=seed)
+        return BERTwithBottleNeck.from_teacher(pretrained, small[1], num_codebooks=16, codebook_size=8, seed=seed)
 
     first, again, other = build(0), build(0), build(1)
     assert first.bottleneck.frozen
@@ -87,6 +88,16 @@ def test_segments_reach_the_encoder(teacher, small):
     assert (found.logits - without.logits).abs().max() > 1e-3
 
 
+def test_a_pair_is_explained_as_the_model_reads_it_with_its_segments(teacher, tokenizer):
+    pair = "The nurse thanked the teacher.", "The teacher was thanked."
+    frame = explain(teacher, tokenizer, *pair)
+    with torch.inference_mode():
+        output = teacher(**tokenizer(*pair, return_tensors="pt"))
+    assert frame["key"].tolist() == output.key_indices.flatten().tolist()
+    pushes = [frame[f"push_{name}"].sum() for name in teacher.config.id2label.values()]
+    assert pushes == pytest.approx(output.logits[0].tolist(), abs=1e-5)
+
+
 @pytest.mark.filterwarnings("ignore:8 keys a codebook are many")
 @pytest.mark.parametrize(
     "options",
@@ -100,14 +111,14 @@ def test_segments_reach_the_encoder(teacher, small):
     ],
     ids=lambda options: "-".join(map(str, options.values())) or "default",
 )
-def test_padding_and_batching_change_nothing_and_every_option_saves(pretrained, small, options, tmp_path):
-    train, _ = small
-    found = discretized(pretrained, train, **options)
-    batch = batch_of(train, range(6))
+def test_padding_and_batching_change_nothing_and_every_option_saves(prerowsed, small, options, tmp_path):
+    _, rows = small
+    found = discretized(prerowsed, rows, **options)
+    batch = batch_of(rows, range(6))
     padded = {name: torch.nn.functional.pad(tensor, (0, 11)) for name, tensor in batch.items()}
     backward = {name: tensor.flip(0) for name, tensor in batch.items()}
     with torch.inference_mode():
-        output, further, alone = found(**batch), found(**padded), found(**batch_of(train, [3]))
+        output, further, alone = found(**batch), found(**padded), found(**batch_of(rows, [3]))
         assert torch.equal(found(**backward).logits.flip(0), output.logits)
     tokens = 1 if {"cls", "before"} & set(options.values()) else batch["input_ids"].shape[1]
     assert output.key_indices.shape == (6, tokens, 16)
@@ -116,12 +127,12 @@ def test_padding_and_batching_change_nothing_and_every_option_saves(pretrained, 
     assert torch.equal(output.logits, further.logits)
     # a linear decoder's matrix product rounds differently for one row than for six
     torch.testing.assert_close(output.logits[3:4], alone.logits, atol=1e-5, rtol=0)
-    found.save_pretrained(tmp_path)
-    loaded = BERTwithBottleNeck.from_pretrained(tmp_path)
+    found.save_prerowsed(tmp_path)
+    loaded = BERTwithBottleNeck.from_prerowsed(tmp_path)
     assert fingerprint(loaded) == fingerprint(found)
-    assert torch.equal(predict_logits(loaded, train), predict_logits(found, train))
+    assert torch.equal(predict_logits(loaded, rows), predict_logits(found, rows))
     assert not any(parameter.requires_grad for parameter in loaded.bert.parameters())
-    half = BERTwithBottleNeck.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    half = BERTwithBottleNeck.from_prerowsed(tmp_path, dtype=torch.bfloat16)
     assert half.bert.embeddings.word_embeddings.weight.dtype == torch.bfloat16
     for name, tensor in found.bottleneck.state_dict().items():
         assert torch.equal(half.bottleneck.state_dict()[name], tensor), name
@@ -153,16 +164,16 @@ def test_auto_class_and_pipeline_load_it(teacher, small, tokenizer, tmp_path):
 @pytest.mark.parametrize("pool", ["before", "after"])
 def test_key_indices_stand_for_the_tokens(pretrained, small, tmp_path, pool):
     train, held_out = small
-    found = discretized(pretrained, train, pool=pool)
-    indexed = KeyIndexDataset(found, train, tmp_path, batch_size=10)
+    found = discretized(pretrained, held_out, pool=pool)
+    indexed = KeyIndexDataset(found, held_out, tmp_path, batch_size=10)
     # batches of other rows than those that the key indices were computed in
-    for rows in torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).split(7):
+    for rows in torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0)).split(7):
         integers = indexed.collate([indexed[int(row)] for row in rows])
         with torch.inference_mode():
-            from_tokens = found(**batch_of(train, rows.tolist()))
+            from_tokens = found(**batch_of(held_out, rows.tolist()))
             assert torch.equal(from_tokens.logits, found(key_indices=integers["key_indices"]).logits)
         assert torch.equal(from_tokens.key_indices, integers["key_indices"])
-    KeyIndexDataset(found, held_out, tmp_path)
+    KeyIndexDataset(found, train, tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -203,7 +214,7 @@ def test_missing_bottleneck_weights_are_initialised_not_garbage(pretrained, tmp_
     ids=lambda options: "-".join(map(str, options.values())) or "default",
 )
 def test_carried_keys_are_the_teachers_bit_for_bit(pretrained, student, small, options, tmp_path):
-    teacher = discretized(pretrained, small[0], **options)
+    teacher = discretized(pretrained, small[1], **options)
     before = fingerprint(teacher), fingerprint(student)
     found = student.carry_keys(teacher)
     theirs, ours = dict(teacher.bottleneck.named_buffers()), dict(found.bottleneck.named_buffers())

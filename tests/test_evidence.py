@@ -17,7 +17,7 @@ from kvlib.recipe import SYSTEMS, systems_of
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """SST-2 and CoLA of a few rows in which one word tells the class: a teacher learns it in three short epochs."""
+    """SST-2 and CoLA of a few rows, in which one word tells the class so that a teacher learns it at once."""
     folder = tmp_path_factory.mktemp("glue")
     for task in ("sst2", "cola"):
         (folder / task).mkdir()
@@ -150,14 +150,18 @@ def test_a_weak_teacher_is_a_record_too(source, tmp_path):
 
 
 def test_table_and_kept_share_by_hand(tmp_path):
+    by_hand = {
+        ("rte", "teacher"): [0.6, 0.8],
+        ("rte", "bottleneck"): [0.6, 0.7],
+        ("cola", "teacher"): [0.2, 0.4],
+        ("cola", "bottleneck"): [0.2, 0.2],
+    }
+    first_metric = {"rte": "accuracy", "cola": "mcc"}
     runs = [
-        {"task": task, "system": system, "seed": seed, "metrics": {metric: value}}
-        for task, metric, rows in (
-            ("rte", "accuracy", {("teacher", 0): 0.6, ("teacher", 1): 0.8, ("bottleneck", 0): 0.6, ("bottleneck", 1): 0.7}),
-            ("cola", "mcc", {("teacher", 0): 0.2, ("teacher", 1): 0.4, ("bottleneck", 0): 0.2, ("bottleneck", 1): 0.2}),
-        )
-        for (system, seed), value in rows.items()
-    ]  # fmt: skip
+        {"task": task, "system": system, "seed": seed, "metrics": {first_metric[task]: score}}
+        for (task, system), scores in by_hand.items()
+        for seed, score in enumerate(scores)
+    ]
     path = tmp_path / "results.json"
     path.write_text(json.dumps({"runs": runs}))
     table = evidence_table(read_evidence(path))

@@ -223,11 +223,11 @@ def finite(model):
     return all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
 
 
-def expect_stop(model, train, held_out, folder, trainer, row, learning_rate):
+def expect_stop(model, train, held_out, folder, trainer, row, learning_rate, **options):
     with pytest.raises(FloatingPointError, match=r"^the loss is nan in step \d+, at learning rate \d") as caught:
         fine_tune(
             model, train, held_out, folder,
-            epochs=2, learning_rate=learning_rate, batch_size=8, trainer=trainer, resume=True,
+            epochs=2, learning_rate=learning_rate, batch_size=8, trainer=trainer, **options,
         )  # fmt: skip
     message = str(caught.value)
     named = json.loads(message[message.index("[") : message.index("]") + 1])
@@ -268,7 +268,8 @@ def test_nan_loss_stops_stages_two_and_three(scores, tmp_path):
         train.attach(torch.zeros(24, 1))
         splits[0].teacher_logits = train.teacher_logits
         trainer = partial(DistillationTrainer, callbacks=callbacks)
-        expect_stop(model, *splits, tmp_path / folder, trainer, 7, 1e-3)
+        order = {"train_sampling_strategy": "random"} if folder == "three" else {}
+        expect_stop(model, *splits, tmp_path / folder, trainer, 7, 1e-3, **order)
         kept = whole_checkpoint(tmp_path / folder)
         assert kept.name == "checkpoint-3"
         assert finite(DistilBERTwithBottleNeck.from_pretrained(kept))
@@ -280,11 +281,11 @@ def test_far_too_large_a_learning_rate_stops(scores, tmp_path):
 
 
 def test_weights_broken_by_the_last_step_reach_no_checkpoint(scores, tmp_path):
-    with pytest.raises(FloatingPointError, match="loss on held-out rows is nan after step 3, at learning rate"):
-        # warm-up makes the first step harmless, the second is not; its own loss is that from before it
+    with pytest.raises(FloatingPointError, match="loss on held-out rows is nan after step 2, at learning rate"):
+        # warm-up makes the first step harmless; the second is not, but its own loss is that from before it
         fine_tune(
             tiny("stsb"), *scores, tmp_path,
-            epochs=1, learning_rate=1e30, batch_size=8, warmup_steps=2,
+            epochs=1, learning_rate=1e30, batch_size=12, warmup_steps=1,
         )  # fmt: skip
     assert not list(tmp_path.glob("checkpoint-*"))
 
@@ -369,7 +370,7 @@ def test_accumulating_equals_one_large_batch_for_a_teacher(calm_teacher, small, 
     assert_same(parts, whole, atol=2e-6, rtol=1e-3)
 
 
-@pytest.mark.parametrize("max_length", [24, 128])
+@pytest.mark.parametrize("max_length", [18, 128])
 def test_accumulating_with_hidden_states_needs_equally_many_tokens(
     max_length, calm_teacher, mrpc, tokenizer, tmp_path
 ):
@@ -381,8 +382,8 @@ def test_accumulating_with_hidden_states_needs_equally_many_tokens(
     whole = first_gradients(copy.deepcopy(student), (train, train), tmp_path, trainer)
     options = {"batch_size": 4, "gradient_accumulation_steps": 4}
     parts = first_gradients(copy.deepcopy(student), (train, train), tmp_path, trainer, **options)
-    if max_length == 24:
-        assert set(train.lengths) == {24}
+    if max_length == 18:
+        assert set(train.lengths) == {18}
         assert_same(parts, whole, atol=1e-5, rtol=1e-3)
     else:
         # a mean of four means weighs tokens of short batches more; what it is worth, as a share of the gradient
@@ -394,7 +395,7 @@ def test_accumulating_with_hidden_states_needs_equally_many_tokens(
 def test_gradient_checkpointing_gives_the_same_gradients(student, small, tmp_path):
     model, trainer = tiny(), GuardedTrainer
     if student:
-        model = without_dropout(DistilBERTwithBottleNeck.from_teacher(model, attention_dropout=0.0))
+        model = without_dropout(DistilBERTwithBottleNeck.from_teacher(model))
         trainer = partial(DistillationTrainer, alpha=0.0)
     plain = first_gradients(copy.deepcopy(model), small, tmp_path, trainer)
     found = first_gradients(copy.deepcopy(model), small, tmp_path, trainer, gradient_checkpointing=True)
