@@ -168,7 +168,7 @@ def evidence_table(runs: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame(
         {
             f"{task} ({TASKS[task].metrics[0]})": [
-                f"{mean:.1f} ± {0 if np.isnan(std) else std:.1f}"
+                _mean_and_spread(mean, std)
                 for mean, std in zip(groups[task, "mean"], groups[task, "std"], strict=True)
             ]
             for task in tasks
@@ -179,7 +179,21 @@ def evidence_table(runs: pd.DataFrame) -> pd.DataFrame:
     return table.loc[ordered].rename(index=SYSTEMS)
 
 
+def _mean_and_spread(mean: float, std: float) -> str:
+    if np.isnan(mean):
+        return "–"
+    # one seed has no spread
+    return f"{mean:.1f}" if np.isnan(std) else f"{mean:.1f} ± {std:.1f}"
+
+
 def kept_share(runs: pd.DataFrame, system: str, of: str = "teacher") -> pd.Series:
-    """Say what share of another's score a system keeps: the ratio of means over tasks, one number a seed."""
-    means = runs.pivot_table("score", "seed", "system")
-    return means[system] / means[of]
+    """Say what share of another's score a system keeps: the ratio of means over tasks, one number a seed.
+
+    Seeds that lack a run of either system are left out; so are tasks whose teacher was refused.
+    """
+    names = list(dict.fromkeys((system, of)))
+    scores = runs.pivot(index=["seed", "task"], columns="system", values="score")[names]
+    found = runs[runs["system"].isin(names)].groupby("seed").size()
+    means = scores.dropna().groupby("seed").mean()
+    share = means[system] / means[of]
+    return share[found.loc[share.index] == len(names) * runs["task"].nunique()]

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from transformers import (
     BertConfig,
     BertModel,
     BertPreTrainedModel,
+    EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -240,7 +242,9 @@ class GuardedTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Do one step, unless its loss is not finite."""
-        idx, self._last_batch = inputs["idx"].tolist(), tuple(next(iter(inputs.values())).shape)
+        # read before the step: a GPU may not be asked after a failure
+        idx = inputs["idx"].tolist() if "idx" in inputs else "not in it"
+        self._last_batch = tuple(next(iter(inputs.values())).shape)
         loss = super().training_step(model, inputs, *args, **kwargs)
         if not torch.isfinite(loss):
             raise FloatingPointError(
@@ -444,13 +448,20 @@ def fine_tune(
         train_dataset=train,
         eval_dataset=held_out,
         data_collator=train.collate,
-        compute_metrics=lambda output: compute_metrics(task.name, output.predictions, output.label_ids),
+        compute_metrics=partial(_metrics, task.name),
     )
     # prints every log as a dict when bars are off
     run.remove_callback(PrinterCallback)
     run.train(resume_from_checkpoint=str(last) if last else None)
     model.eval()
     return _epochs(run.state.log_history)
+
+
+def _metrics(task: str, output: EvalPrediction) -> dict[str, float]:
+    if not np.isfinite(output.predictions).all():
+        # `GuardedTrainer` stops at their loss, and can say more about it
+        return {}
+    return compute_metrics(task, output.predictions, output.label_ids)
 
 
 def _epochs(log_history: list[dict[str, float]]) -> pd.DataFrame:

@@ -111,9 +111,9 @@ def test_a_pair_is_explained_as_the_model_reads_it_with_its_segments(teacher, to
     ],
     ids=lambda options: "-".join(map(str, options.values())) or "default",
 )
-def test_padding_and_batching_change_nothing_and_every_option_saves(prerowsed, small, options, tmp_path):
+def test_padding_and_batching_change_nothing_and_every_option_saves(pretrained, small, options, tmp_path):
     _, rows = small
-    found = discretized(prerowsed, rows, **options)
+    found = discretized(pretrained, rows, **options)
     batch = batch_of(rows, range(6))
     padded = {name: torch.nn.functional.pad(tensor, (0, 11)) for name, tensor in batch.items()}
     backward = {name: tensor.flip(0) for name, tensor in batch.items()}
@@ -127,12 +127,12 @@ def test_padding_and_batching_change_nothing_and_every_option_saves(prerowsed, s
     assert torch.equal(output.logits, further.logits)
     # a linear decoder's matrix product rounds differently for one row than for six
     torch.testing.assert_close(output.logits[3:4], alone.logits, atol=1e-5, rtol=0)
-    found.save_prerowsed(tmp_path)
-    loaded = BERTwithBottleNeck.from_prerowsed(tmp_path)
+    found.save_pretrained(tmp_path)
+    loaded = BERTwithBottleNeck.from_pretrained(tmp_path)
     assert fingerprint(loaded) == fingerprint(found)
     assert torch.equal(predict_logits(loaded, rows), predict_logits(found, rows))
     assert not any(parameter.requires_grad for parameter in loaded.bert.parameters())
-    half = BERTwithBottleNeck.from_prerowsed(tmp_path, dtype=torch.bfloat16)
+    half = BERTwithBottleNeck.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert half.bert.embeddings.word_embeddings.weight.dtype == torch.bfloat16
     for name, tensor in found.bottleneck.state_dict().items():
         assert torch.equal(half.bottleneck.state_dict()[name], tensor), name

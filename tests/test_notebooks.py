@@ -13,11 +13,12 @@ from transformers import get_linear_schedule_with_warmup
 
 import kvlib
 from kvlib.evaluation import bootstrap_interval
+from kvlib.loss import alignment_loss
 from kvlib.student import pool_real_tokens
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 PATHS = sorted(FOLDER.glob("*.ipynb"))
-NAMES = ["01_data", "02_teacher", "03_bottleneck", "04_loss", "05_training", "06_evaluation"]
+NAMES = ["01_data", "02_teacher", "03_bottleneck", "04_loss", "05_training", "06_evaluation", "07_carried_keys"]
 PAIR = (
     "The young nurse thanked the old teacher on Monday.",
     "On Monday, the old teacher was thanked by the young nurse.",
@@ -46,6 +47,10 @@ ALLOWED = {
     "06_evaluation: def difference(both, truth):",
     "06_evaluation: from kvlib.evaluation import latency, model_size",
     "06_evaluation: from kvlib.explore import explain",
+    "07_carried_keys: carried = experiment.carried_keys  # trained here, or read from disk",
+    '07_carried_keys: models = {"teacher": teacher, "teacher with bottleneck": keyed, "new keys": new_keys, '
+    '"carried keys": carried}',
+    "07_carried_keys: def with_values_of(donor, model):",
 }
 
 
@@ -241,3 +246,20 @@ def test_typed_metrics_are_the_librarys():
     accuracy = typed("06_evaluation", "accuracy_by_hand")
     ours = typed("06_evaluation", "bootstrap_interval")(accuracy, predictions, labels, seed=4)
     assert ours == pytest.approx(bootstrap_interval(accuracy, predictions, labels, seed=4))
+
+
+@pytest.mark.parametrize(("weight", "temperature"), [(0.0, 1.0), (0.1, 1.0), (1.0, 0.3)])
+def test_typed_alignment_is_the_librarys(weight, temperature):
+    generator = torch.Generator().manual_seed(11)
+    states, other = torch.randn(2, 200, 12, generator=generator, dtype=torch.float64)
+    bottleneck = kvlib.DiscreteKeyValueBottleneck(12, 3, 10, dim_value=2).double()
+    bottleneck.init_keys([states])
+    bottleneck.freeze_keys()
+    ours = typed("07_carried_keys", "alignment_loss")(bottleneck, other, states, weight, temperature)
+    torch.testing.assert_close(ours, alignment_loss(bottleneck, other, states, weight, temperature))
+    fresh = kvlib.DiscreteKeyValueBottleneck(12, 3, 10, dim_value=2).double()
+    carried = typed("07_carried_keys", "carry_by_hand")(bottleneck, fresh)
+    assert torch.equal(carried.keys, bottleneck.keys) and torch.equal(carried.std, bottleneck.std)
+    one, two = bottleneck.quantize(states), bottleneck.quantize(other)
+    found = typed("07_carried_keys", "key_agreement_by_hand")(one, two)
+    assert torch.equal(found, (one == two).double().mean(0))

@@ -414,12 +414,11 @@ def test_bf16_takes_a_step_near_that_of_float32(small, tmp_path):
 
 
 def test_compiled_model_takes_the_same_step(small, tmp_path):
-    if not any(shutil.which(compiler) for compiler in ("g++", "clang++")):
-        pytest.skip("torch.compile needs a C++ compiler")
     model = tiny()
     plain = first_gradients(copy.deepcopy(model), small, tmp_path)
-    found = first_gradients(model, small, tmp_path, torch_compile=True)
+    # the graphs are traced and run as they are: the default backend's C++ compiler took half a minute
+    found = first_gradients(model, small, tmp_path, torch_compile=True, torch_compile_backend="aot_eager")
     torch._dynamo.reset()
-    # fused float32 sums in another order
+    # float32 sums in another order
     assert_same(found, plain, atol=1e-6, rtol=1e-3)
     assert not any("_orig_mod" in name for name in model.state_dict())

@@ -169,9 +169,7 @@ def test_trainers_gradient_includes_that_of_the_loss_on_hidden_states(taught, al
     student = taught[2]
     extra = {} if key_weight is None else {"bottleneck": teacher.bottleneck, "key_weight": key_weight}
     before = fingerprint(teacher)
-    found = gradients(
-        student, train, tmp_path, {"hidden_weight": 0.5, **extra}, per_device_train_batch_size=8
-    )
+    found = gradients(student, train, tmp_path, {"hidden_weight": 0.5, **extra}, per_device_train_batch_size=8)
     by_hand = copy.deepcopy(student).train()
     batch = train.collate([train[row] for row in range(8)])
     states = by_hand.encode(batch["input_ids"], batch["attention_mask"])[0]
