@@ -1,8 +1,10 @@
 """Two real processes, started by the launchers, that train together through gloo on the loopback address."""
 
 import json
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +15,9 @@ from test_survival import finish
 
 SHORT_RUN = Path(__file__).with_name("short_run.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-# `accelerate launch --cpu --num_processes 2` starts one process (huggingface/accelerate#2741); its other launcher
-# starts two, and kvlib takes the CPU where there is no accelerator
-ACCELERATE = [
-    sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-    "--num_machines", "1", "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no",
-]  # fmt: skip
+# the README's examples; `accelerate launch --cpu` would start one process (huggingface/accelerate#2741)
+EXAMPLES = Path(__file__).resolve().parents[1] / "kvlib" / "accelerate"
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +63,7 @@ TOLERANCE = {"teacher": 1e-4, "distilbert": 1e-4, "bottleneck": 0.2}
 def test_command_line_in_two_processes(prepared, tmp_path):
     command = ["-m", "kvlib", "distil", "--task", "sst2", "--source", prepared[0]]
     command += ["--output", tmp_path / "out", "--runs", tmp_path / "runs"]
-    code, out, err = finish([*ACCELERATE, *command])
+    code, out, err = finish([*ACCELERATE, EXAMPLES / "two_processes.yaml", "--main_process_port", "0", *command])
     assert code == 0, err
     assert out.count("distilled student with bottleneck") == 1
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
@@ -75,3 +74,26 @@ def test_command_line_in_two_processes(prepared, tmp_path):
         assert metrics["scores"][system]["accuracy"] >= 37 / 40
     assert (tmp_path / "out" / "student" / "model.safetensors").is_file()
     assert not subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, check=False).stdout
+
+
+def test_two_machines_meet(tmp_path):
+    """The example for two machines, both of them this one."""
+    script = tmp_path / "meet.py"
+    script.write_text(
+        "from kvlib.teacher import process_state\n"
+        "state = process_state()\n"
+        "state.wait_for_everyone()\n"
+        "print(f'process {state.process_index} of {state.num_processes}')\n"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    meet = [*ACCELERATE, EXAMPLES / "two_machines.yaml", "--main_process_ip", "127.0.0.1"]
+    with ThreadPoolExecutor(2) as machines:
+        printed = list(
+            machines.map(
+                lambda rank: finish([*meet, "--main_process_port", port, "--machine_rank", rank, script]), (0, 1)
+            )
+        )
+    assert [code for code, _, _ in printed] == [0, 0], printed
+    assert [out.splitlines()[-1] for _, out, _ in printed] == ["process 0 of 2", "process 1 of 2"]
