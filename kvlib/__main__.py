@@ -87,8 +87,7 @@ def _add_evidence(commands: "argparse._SubParsersAction[_Parser]") -> None:
 
 
 def _check_distil(arguments: argparse.Namespace) -> None:
-    if arguments.output and Path(arguments.output).is_file():
-        raise ValueError(f"--output {arguments.output} is a file, expected a folder")
+    _check_folder(arguments.output)
     systems_of(arguments.system)
     _check_data(arguments, [arguments.task])
 
@@ -101,6 +100,11 @@ def _check_evidence(arguments: argparse.Namespace) -> None:
     if arguments.max_rows is not None and arguments.max_rows < 20:
         raise ValueError(f"--max-rows is {arguments.max_rows}, expected 20 or more")
     _check_data(arguments, arguments.tasks)
+
+
+def _check_folder(output: str | None) -> None:
+    if output and Path(output).is_file():
+        raise ValueError(f"--output {output} is a file, expected a folder")
 
 
 def _check_data(arguments: argparse.Namespace, tasks: list[str]) -> None:
@@ -129,6 +133,7 @@ def _add_submit(commands: "argparse._SubParsersAction[_Parser]") -> None:
 
 
 def _check_submit(arguments: argparse.Namespace) -> None:
+    _check_folder(arguments.output)
     source = arguments.source or get_profile(arguments.profile).source
     arguments.ready = check_submission(arguments.students, source)
 
