@@ -95,12 +95,10 @@ def test_a_record_says_what_a_reader_asks(grid):
 
 def test_two_processes_share_one_file(source, tmp_path):
     output = tmp_path / "results.json"
-    both = [
-        subprocess.Popen(
-            command(source, output, task), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        for task in ("sst2", "cola")
-    ]
+    # two processes of two threads each on two cores would wait for each other most of the time
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    both = [subprocess.Popen(command(source, output, task), env=environment, **pipes) for task in ("sst2", "cola")]
     for process in both:
         printed, _ = process.communicate()
         assert process.returncode == 0, printed
