@@ -102,7 +102,7 @@ def choices_table():
     lines = (ROOT / "data" / "results" / "distillation_choices.jsonl").read_text().splitlines()
     frame = pd.DataFrame([json.loads(line) for line in lines])
     scores = 100 * frame.pivot_table("student", "trial", ["task", "seed"], sort=False)
-    scores["mean"] = scores.mean(axis=1)
+    scores["mean", ""] = scores.mean(axis=1)
     rows = ["| stage 2 | " + " | ".join(" ".join(map(str, c)).strip() for c in scores.columns) + " |"]
     rows += ["|" + "---|" * (len(scores.columns) + 1)]
     rows += [f"| {name} | " + " | ".join(f"{v:.1f}" for v in row) + " |" for name, row in scores.iterrows()]
