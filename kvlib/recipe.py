@@ -81,6 +81,10 @@ STAGES = {
 }
 
 
+# of a stage's settings, those that `DistillationTrainer` takes
+_LOSS_OPTIONS = ("temperature", "alpha", "hidden_weight", "key_weight")
+
+
 def systems_of(system: str) -> list[str]:
     """Return what is scored for one of the four compared systems, or for ``"all"``, in the order of `SYSTEMS`.
 
@@ -463,7 +467,7 @@ class Experiment:
                 train, held_out = (KeyIndexDataset(model, split, self.runs) for split in (train, held_out))
             options |= {"weight_decay": 0.0, "train_sampling_strategy": "random"}
         if stage != "teacher":
-            loss = {name: settings[name] for name in LOSS_OPTIONS if name in settings}
+            loss = {name: settings[name] for name in _LOSS_OPTIONS if name in settings}
             if "key_weight" in settings:
                 loss["bottleneck"] = teacher.bottleneck
             options["trainer"] = partial(DistillationTrainer, **loss)
@@ -478,9 +482,6 @@ class Experiment:
             resume=True,
             **options,
         )
-
-
-LOSS_OPTIONS = ("temperature", "alpha", "hidden_weight", "key_weight")
 
 
 def _aside(folder: Path) -> Path:
@@ -581,14 +582,15 @@ def distil(
     }
     models = {name: experiment.model(name) for name in names if name in STAGES}
     if output is not None and PartialState().is_main_process:
-        _write_output(Path(output), experiment, {"student": system} if system != "all" else COMPARED, metrics)
+        folders = {name: name for name in COMPARED} if system == "all" else {"student": system}
+        _write_output(Path(output), experiment, folders, metrics)
     return Distilled(models, metrics)
 
 
-def _write_output(output: Path, experiment: Experiment, folders: Any, metrics: dict[str, Any]) -> None:
-    for folder in folders:
-        student = experiment.model(folders[folder] if folder == "student" else folder)
-        student.save_pretrained(output / folder)
+def _write_output(output: Path, experiment: Experiment, folders: dict[str, str], metrics: dict[str, Any]) -> None:
+    """Write the students, by folder the system whose it is, and the metrics."""
+    for folder, system in folders.items():
+        experiment.model(system).save_pretrained(output / folder)
         experiment.tokenizer.save_pretrained(output / folder)
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "metrics.json", metrics)
