@@ -28,6 +28,7 @@ import torch
 from transformers.utils import logging
 
 from kvlib import get_profile, plots
+from kvlib.exercises import check
 
 logging.set_verbosity_error()  # new heads start untrained, and that is meant
 print("profile:", get_profile().name)"""
