@@ -1,10 +1,30 @@
 """Look inside a model with a bottleneck: which keys fired, and what their values did to the logits."""
 
+from typing import Any
+
+import numpy as np
 import pandas as pd
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from kvlib.data import CustomDataset
 from kvlib.discretized import DiscretizedModel
+from kvlib.training import KeyIndexDataset
+
+
+def __getattr__(name: str) -> Any:
+    # the widget is built from the functions below, so this module cannot import it first
+    if name == "Explorer":
+        from kvlib.explorer import Explorer
+
+        return Explorer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def require_bottleneck(model: DiscretizedModel) -> None:
+    """Raise ValueError if `model` has no keys to look at."""
+    if not getattr(model, "has_bottleneck", False):
+        raise ValueError("this model has no bottleneck: explain the one that discretize returned")
 
 
 @torch.inference_mode()
@@ -39,20 +59,20 @@ def explain(
     ValueError
         If the model has no bottleneck, or the text is empty.
     """
-    if not model.has_bottleneck:
-        raise ValueError("this model has no bottleneck: explain the one that discretize returned")
+    require_bottleneck(model)
     if not text.strip():
         raise ValueError("the text is empty: type a sentence")
     limit = model.config.max_position_embeddings
     encoded = tokenizer(text, text_pair, truncation=True, max_length=limit, return_tensors="pt")
-    states, mask = model.encode(**encoded)
+    states, mask = model.encode(**encoded.to(model.device))
     bottleneck = model.bottleneck
     keys = bottleneck.quantize(states)  # (N, C)
     vectors = bottleneck.split(states).transpose(0, 1)  # (C, N, d)
     distances = torch.cdist(vectors, bottleneck.keys, compute_mode="donot_use_mm_for_euclid_dist").square()
     nearest = distances.transpose(0, 1).gather(-1, keys.unsqueeze(-1)).squeeze(-1)  # (N, C)
     others = distances.transpose(0, 1).scatter(-1, keys.unsqueeze(-1), torch.inf).amin(-1)
-    pushes = _pushes(model, keys)  # (N, C, num_labels)
+    pushes = _pushes(model, keys).cpu()  # (N, C, num_labels)
+    keys, nearest, others = keys.cpu(), nearest.cpu(), others.cpu()
 
     names = tokenizer.convert_ids_to_tokens(encoded["input_ids"][0].tolist())
     if mask.shape[1] == 1:
@@ -110,3 +130,161 @@ def shared_keys(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
         for frame, table in ((first, left), (second, right))
     ]
     return pd.DataFrame(same, index=names[0], columns=names[1])
+
+
+def edit(
+    model: DiscretizedModel,
+    frame: pd.DataFrame,
+    codebook: int,
+    key: int,
+    strength: float = 1.0,
+    value_of: int | None = None,
+) -> pd.DataFrame:
+    """Push as if one key had another value: switched off, weaker, stronger, or that of another key.
+
+    Every token that fires the key is affected, as in a model whose value was changed. The model itself stays
+    as it is.
+
+    Parameters
+    ----------
+    model : BERTwithBottleNeck or DistilBERTwithBottleNeck
+        What `frame` explains.
+    frame : pandas.DataFrame
+        As `explain` gives it.
+    codebook, key : int
+        The key; at least one token fires it.
+    strength : float
+        Factor on the value: 0 switches the key off, 1 leaves it as it is.
+    value_of : int, optional
+        Hand out the value of this key of the same codebook; by default the key's own.
+
+    Returns
+    -------
+    pandas.DataFrame
+        `frame` with other pushes in the rows of the key.
+
+    Raises
+    ------
+    ValueError
+        If no token fires the key, or there is no key `value_of`.
+    """
+    rows = (frame["codebook"] == codebook) & (frame["key"] == key)
+    if not rows.any():
+        raise ValueError(f"no token fires key {key} of codebook {codebook}: choose one from the frame")
+    size = model.bottleneck.codebook_size
+    if value_of is not None and not 0 <= value_of < size:
+        raise ValueError(f"value_of is {value_of}, expected a key index from 0 to {size - 1}")
+    edited, labels = frame.copy(), push_columns(frame)
+    if value_of is None:
+        edited.loc[rows, labels] *= strength
+        return edited
+    keys = torch.zeros(1, model.bottleneck.num_codebooks, dtype=torch.int64, device=model.device)
+    keys[0, codebook] = value_of
+    with torch.inference_mode():
+        push = _pushes(model, keys)[0, codebook] / (frame["position"].max() + 1)
+    edited.loc[rows, labels] = strength * push.cpu().numpy()
+    return edited
+
+
+def compare_logits(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
+    """Sum the pushes of an explained example before and after `edit`.
+
+    Parameters
+    ----------
+    before, after : pandas.DataFrame
+        As `explain` and `edit` give them.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a label: ``label``, ``before``, ``after`` and ``change`` (logits); with two labels or more also
+        ``probability_before`` and ``probability_after`` (their softmax).
+    """
+    labels = push_columns(before)
+    sums = torch.tensor(np.stack([frame[labels].to_numpy(np.float64).sum(0) for frame in (before, after)]))
+    frame = pd.DataFrame({"label": [label.removeprefix("push_") for label in labels]})
+    frame["before"], frame["after"] = sums.numpy()
+    frame["change"] = frame["after"] - frame["before"]
+    if len(labels) > 1:
+        frame["probability_before"], frame["probability_after"] = sums.softmax(-1).numpy()
+    return frame
+
+
+def push_by_token(frame: pd.DataFrame) -> pd.DataFrame:
+    """Sum each token's pushes over its codebooks: ``position``, ``token`` and one ``push_<label>`` a logit."""
+    return frame.groupby(["position", "token"], sort=False)[push_columns(frame)].sum().reset_index()
+
+
+def similar_by_key(
+    training: CustomDataset, fired: KeyIndexDataset, codebook: int, key: int, limit: int = 5
+) -> pd.DataFrame:
+    """List training sentences that fire a key, those with the most tokens that do first.
+
+    Parameters
+    ----------
+    training : CustomDataset
+        The sentences.
+    fired : KeyIndexDataset
+        Their key indices, which are made once.
+    codebook, key : int
+        The key.
+    limit : int
+        Rows, at most.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a sentence (or pair): ``row`` (in `training`), ``times`` (tokens that fire the key), ``tokens``
+        (which ones, each once) and ``text`` (as the model reads it; " / " between a pair). Ties in the order of
+        `training`. No row if the key is never fired.
+
+    Raises
+    ------
+    ValueError
+        If `fired` was made from other sentences.
+    """
+    one_state = len(fired.key_indices) == len(training)
+    sizes = np.ones(len(training), dtype=np.int64) if one_state else training.lengths
+    if list(fired.idx) != list(training.idx) or sizes.sum() != len(fired.key_indices):
+        raise ValueError("fired was made from another split than training: make it with KeyIndexDataset again")
+    starts = np.cumsum(sizes) - sizes
+    places = (fired.key_indices[:, codebook].long() == key).nonzero().flatten().numpy()
+    rows, times = np.unique(np.searchsorted(starts, places, side="right") - 1, return_counts=True)
+    tokenizer, found = training.tokenizer, []
+    for row, count in sorted(zip(rows.tolist(), times.tolist(), strict=True), key=lambda pair: -pair[1])[:limit]:
+        ids = training.inputs["input_ids"][row]
+        here = places[(places >= starts[row]) & (places < starts[row] + sizes[row])] - starts[row]
+        names = ["[sentence]"] if one_state else tokenizer.convert_ids_to_tokens([ids[place] for place in here])
+        parts = tokenizer.decode(ids).removeprefix(tokenizer.cls_token).split(tokenizer.sep_token)
+        text = " / ".join(part.strip() for part in parts if part.strip())
+        found.append({"row": row, "times": count, "tokens": " ".join(dict.fromkeys(names)), "text": text})
+    return pd.DataFrame(found, columns=["row", "times", "tokens", "text"])
+
+
+@torch.inference_mode()
+def strongest_keys(model: DiscretizedModel, codebook: int) -> pd.DataFrame:
+    """Find the key of a codebook whose value pushes each logit furthest up.
+
+    Parameters
+    ----------
+    model : BERTwithBottleNeck or DistilBERTwithBottleNeck
+        With a bottleneck.
+    codebook : int
+        0 to C - 1.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a label: ``label``, ``key`` and ``push``, that of a token which fires the key in a text of one
+        token (divide by T for T tokens).
+    """
+    size, books = model.bottleneck.codebook_size, model.bottleneck.num_codebooks
+    keys = torch.arange(size, device=model.device).unsqueeze(1).expand(-1, books)  # (K, C)
+    push, key = (size * _pushes(model, keys)[:, codebook]).max(0)
+    labels = [name for _, name in sorted(model.config.id2label.items())]
+    return pd.DataFrame({"label": labels, "key": key.cpu().numpy(), "push": push.cpu().numpy()})
+
+
+def push_columns(frame: pd.DataFrame) -> list[str]:
+    """Name the columns that hold the pushes, one a logit."""
+    return [column for column in frame if column.startswith("push_")]

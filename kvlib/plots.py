@@ -268,3 +268,71 @@ def plot_usage(usage: pd.DataFrame, codebook_size: int, title: str) -> Figure:
     axes[0].legend(frameon=False, fontsize=9, loc="upper right")
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     return figure
+
+
+# the whole system: row, column, text, and whether the box is data, trained in that stage, or frozen in it
+_SYSTEM = (
+    (0, 0, "sentence\n(pair)", "data"),
+    (0, 1, "BERT teacher", "trained"),
+    (0, 4, "logits,\ncached", "data"),
+    (1, 0, "sentence\n(pair)", "data"),
+    (1, 1, "DistilBERT\nencoder", "trained"),
+    (1, 2, "mean over\nreal tokens", "data"),
+    (1, 3, "classifier", "trained"),
+    (1, 4, "logits", "data"),
+    (2, 0, "sentence\n(pair)", "data"),
+    (2, 1, "DistilBERT\nencoder", "frozen"),
+    (2, 2, "nearest key in\neach codebook", "frozen"),
+    (2, 3, "value of each\nkey, mean", "trained"),
+    (2, 4, "logits", "data"),
+)
+_BOXES = {
+    "data": {"facecolor": "white", "edgecolor": "0.6", "linestyle": "-"},
+    "trained": {"facecolor": "#FBE3D1", "edgecolor": COLORS[1], "linestyle": "-", "linewidth": 1.8},
+    "frozen": {"facecolor": "#DCEAF5", "edgecolor": COLORS[0], "linestyle": "--", "linewidth": 1.8},
+}
+
+
+def plot_system(title: str) -> Axes:
+    """Draw the three stages of the whole system as rows of boxes.
+
+    Parameters
+    ----------
+    title : str
+        The finding.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+    """
+    ax = _axes(title, "", "", None, height=4.6)
+    ax.set_axis_off()
+    ax.set_xlim(-0.55, 4.9)
+    ax.set_ylim(-3.15, 0.75)
+    arrow = {"arrowstyle": "-|>", "color": "0.3", "shrinkA": 0, "shrinkB": 0}
+    for row, name in enumerate(("stage 1 · teach", "stage 2 · distil", "stage 3 · discretise")):
+        ax.text(-0.5, 0.48 - 1.2 * row, name, fontsize=10, fontweight="bold")
+    previous = {}
+    for row, column, text, kind in _SYSTEM:
+        box = {"boxstyle": "round,pad=0.35", **_BOXES[kind]}
+        if row in previous:
+            ends = {"xytext": (previous[row] + 0.38, -1.2 * row), "xy": (column - 0.42, -1.2 * row)}
+            ax.annotate("", **ends, arrowprops=arrow)
+        ax.text(column, -1.2 * row, text, ha="center", va="center", fontsize=8.5, bbox=box)
+        previous[row] = column
+    # both students learn from the teacher's cached logits
+    for row, bend in ((1, 0.0), (2, -0.35)):
+        ends = {"xytext": (4.0 + 0.3 * (row - 1), -0.28), "xy": (4.0 + 0.3 * (row - 1), -1.2 * row + 0.3)}
+        style = {**arrow, "linestyle": ":", "connectionstyle": f"arc3,rad={bend}"}
+        ax.annotate("", **ends, arrowprops=style)
+        ax.text(3.9 + 0.55 * (row - 1), -1.2 * row + 0.6, "T² · KL", fontsize=8.5, ha="right", va="center")
+    for number, (kind, meaning) in enumerate((("trained", "trained in this stage"), ("frozen", "frozen"))):
+        ax.text(
+            0.62 + 1.3 * number,
+            -3.05,
+            meaning,
+            fontsize=8.5,
+            ha="center",
+            bbox={"boxstyle": "round,pad=0.3", **_BOXES[kind]},
+        )
+    return ax

@@ -13,12 +13,23 @@ from transformers import get_linear_schedule_with_warmup
 
 import kvlib
 from kvlib.evaluation import bootstrap_interval
+from kvlib.exercises import EXERCISES
 from kvlib.loss import alignment_loss
 from kvlib.student import pool_real_tokens
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 PATHS = sorted(FOLDER.glob("*.ipynb"))
-NAMES = ["01_data", "02_teacher", "03_bottleneck", "04_loss", "05_training", "06_evaluation", "07_carried_keys"]
+NAMES = [
+    "00_start_here",
+    "01_data",
+    "02_teacher",
+    "03_bottleneck",
+    "04_loss",
+    "05_training",
+    "06_evaluation",
+    "07_carried_keys",
+    "09_capstone",
+]
 PAIR = (
     "The young nurse thanked the old teacher on Monday.",
     "On Monday, the old teacher was thanked by the young nurse.",
@@ -64,6 +75,14 @@ def code_cells(notebook):
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
+def words(notebook):
+    """Count the words of a chapter's text, answers included, exercises left out."""
+    texts = [
+        cell for cell in notebook.cells if cell.cell_type == "markdown" and not cell.id.startswith("exercise-")
+    ]
+    return sum(len(cell.source.split()) for cell in texts)
+
+
 def test_all_chapters_are_there():
     assert [path.stem for path in PATHS] == NAMES
 
@@ -83,7 +102,8 @@ def test_no_error_no_stderr_no_bars_no_paths(notebook):
 
 
 def test_set_up_is_the_same_everywhere(notebook):
-    assert code_cells(notebook)[0].source == SET_UP
+    # 00 looks at the environment before it imports torch
+    assert SET_UP in [cell.source for cell in code_cells(notebook)[:2]]
 
 
 def test_the_sentence_pair_is_followed(notebook):
@@ -103,7 +123,50 @@ def test_every_chapter_draws_predicts_fails_and_recaps(notebook):
 def test_cells_hold_one_idea(notebook):
     for cell in code_cells(notebook):
         assert len([line for line in cell.source.splitlines() if line.strip()]) <= 20, cell.source
-    assert 15 <= len(code_cells(notebook)) <= 27
+    of_the_chapter = [cell for cell in code_cells(notebook) if not cell.id.startswith("exercise-")]
+    assert len(of_the_chapter) <= 30
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_headers_count_words_and_exercises_and_lead_on(path):
+    notebook, position = nbformat.read(path, as_version=4), NAMES.index(path.stem)
+    header = notebook.cells[0].source
+    exercises = [
+        exercise for exercise in EXERCISES.values() if exercise.id.split(".")[0].zfill(2) == path.stem[:2]
+    ]
+    time = f"{round(words(notebook) / 200)} minutes to read at 200 words a minute, "
+    time += f"{sum(exercise.minutes for exercise in exercises)} for the {len(exercises)} exercises."
+    assert f"**Time** {time}\n" in header
+    links = [name.replace("_", " ") for name in NAMES]
+    links = [
+        f"**{link}**" if name == path.stem else f"[{link}]({name}.ipynb)"
+        for link, name in zip(links, NAMES, strict=True)
+    ]
+    assert header.endswith("*Where we are:* " + " → ".join(links))
+    recap = "\n".join(cell.source for cell in notebook.cells).split("## Recap")[1]
+    recall = recap.split("**Recall**")[1]
+    assert all(f"\n{number}. " in recall for number in (1, 2, 3))
+    assert recall.count("<details>") >= 3
+    if path.stem != NAMES[-1]:
+        assert re.search(rf"\*\*Next:?\*\*:? \[[^]]+\]\({NAMES[position + 1]}\.ipynb\)", recap), recap
+
+
+def course_map(text):
+    """Read the rows of the course's table: notebook, minutes to read, minutes of exercises."""
+    rows = re.findall(r"^\| \[[^]]+\]\((?:notebooks/)?(\w+)\.ipynb\) \|.*\| (\d+) \| (\d+) \|$", text, re.M)
+    return {name: (int(read), int(solve)) for name, read, solve in rows}
+
+
+def test_maps_in_readme_and_start_say_what_the_headers_say():
+    expected = {}
+    for path in PATHS:
+        header = nbformat.read(path, as_version=4).cells[0].source
+        read, solve = re.search(r"\*\*Time\*\* (\d+) minutes to read.*, (\d+) for the", header).groups()
+        expected[path.stem] = (int(read), int(solve))
+    start = nbformat.read(FOLDER / "00_start_here.ipynb", as_version=4)
+    readme = (FOLDER.parent / "README.md").read_text()
+    assert course_map(readme) == expected
+    assert course_map("\n".join(cell.source for cell in start.cells)) == expected
 
 
 def test_links_lead_somewhere(notebook):

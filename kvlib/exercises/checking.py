@@ -141,14 +141,23 @@ def _leaves(value: Any) -> Iterator[Any]:
 def same(one: Any, other: Any) -> bool:
     """Say whether two inputs are equal: tensors and arrays by shape and entries, the rest by ``==``."""
     if isinstance(one, torch.Tensor):
-        return isinstance(other, torch.Tensor) and one.shape == other.shape and torch.equal(one, other)
+        return isinstance(other, torch.Tensor) and one.shape == other.shape and _equal(one, other)
     if isinstance(one, np.ndarray):
-        return isinstance(other, np.ndarray) and np.array_equal(one, other)
+        numbers = one.dtype.kind in "fc"
+        return isinstance(other, np.ndarray) and np.array_equal(one, other, equal_nan=numbers)
     if isinstance(one, (pd.DataFrame, pd.Series)):
         return one.equals(other)
     if isinstance(one, (str, int, float, bool, bytes, Path)):
-        return one == other
+        return one == other or (one != one and other != other)  # NaN is unequal to itself
     return True
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if one.dtype != other.dtype:
+        return False
+    return (
+        torch.allclose(one, other, rtol=0, atol=0, equal_nan=True) if one.is_floating_point() else one.equal(other)
+    )
 
 
 def show(value: Any) -> str:
@@ -187,16 +196,21 @@ def expect_tensor(value: Any, shape: tuple[int, ...], integers: bool = False) ->
 def expect_number(value: Any) -> float:
     """Raise `Mistake` unless `value` is one finite number (or a tensor or array of one); return it as a float."""
     single = isinstance(value, (int, float, np.number)) or getattr(value, "shape", None) == ()
-    expect(single, f"{type(value).__name__} {show(value)} instead of one number")
+    expect(single, f"{show(value)} instead of one number")
     expect(np.isfinite(float(value)), f"{float(value)}")
     return float(value)
 
 
 def expect_close(value: Any, expected: Any, tolerance: float = 1e-4) -> None:
     """Raise `Mistake` unless both agree to `tolerance`, relative to the larger; shapes must be equal already."""
-    value, expected = torch.as_tensor(value).double().detach(), torch.as_tensor(expected).double().detach()
+    value, expected = (
+        torch.as_tensor(np.array(part) if isinstance(part, np.ndarray) else part) for part in (value, expected)
+    )
+    value, expected = value.detach().double(), expected.detach().double()
     limit = tolerance * max(1.0, expected.abs().max().item())
-    expect((value - expected).abs().max() <= limit, f"{show(value)} instead of {show(expected)}")
+    difference = (value - expected).abs().max().item()
+    saw = f"{show(value)} instead of {show(expected)}"
+    expect(difference <= limit, saw if value.numel() <= 12 else f"entries that are off by up to {difference:.4g}")
 
 
 def check(exercise_id: str, answer: Callable[..., Any], seconds: float | None = None) -> bool:

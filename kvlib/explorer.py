@@ -1,0 +1,357 @@
+"""The explorer: type a sentence, see which keys fire and what they push, change a value, see the logits follow.
+
+Every number comes from a function of `kvlib.explore`; here are the controls, and the tables as HTML.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from html import escape
+from typing import Any
+
+import ipywidgets as widgets
+import pandas as pd
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from kvlib.data import CustomDataset
+from kvlib.discretized import DiscretizedModel
+from kvlib.explore import (
+    compare_logits,
+    edit,
+    explain,
+    push_by_token,
+    push_columns,
+    require_bottleneck,
+    similar_by_key,
+    strongest_keys,
+)
+from kvlib.training import KeyIndexDataset
+
+_OFF = -1  # in the menu of values
+_HEADINGS = {"runner_up_gap": "runner-up_further by"}
+# the theme's own colours, so that light and dark both work; side and sign of a bar say what its colour says
+_STYLE = """
+.kv-table {border-collapse: collapse; font-size: var(--jp-ui-font-size1, 13px); line-height: 1.4; margin: 0;
+  color: var(--jp-content-font-color1, inherit)}
+.kv-table caption {text-align: left; font-weight: 600; padding: 8px 0 4px; caption-side: top}
+.kv-table th, .kv-table td {padding: 1px 10px 1px 0; text-align: right; font-weight: 400; background: none;
+  border: 0}
+.kv-table td, .kv-table tbody th {white-space: nowrap}
+.kv-table thead th {font-weight: 600; border-bottom: 1px solid currentcolor; vertical-align: bottom}
+.kv-table tfoot th {text-align: left}
+.kv-table tfoot > tr > * {font-weight: 600; border-top: 1px solid currentcolor}
+.kv-table .kv-text {text-align: left; white-space: normal}
+.kv-table .kv-chosen > * {font-weight: 700; text-decoration: underline}
+.kv-bar {display: inline-block; position: relative; width: 52px; height: 10px; margin-left: 6px;
+  background: linear-gradient(currentcolor, currentcolor) center / 1px 100% no-repeat}
+.kv-bar i {position: absolute; top: 1px; bottom: 1px}
+.kv-plus {left: 50%; background: #0072B2}
+.kv-minus {right: 50%; background: #D55E00}
+.kv-says {font-size: var(--jp-ui-font-size1, 13px); line-height: 1.4; margin: 4px 0;
+  color: var(--jp-content-font-color1, inherit)}
+"""
+# JupyterLab takes arrow keys and letters on menus and sliders for its own shortcuts (the next cell, delete) unless
+# the focused element refuses; and a slider's handle does not bear the name that stands beside it
+_KEYBOARD = """this.closest('.widget-vbox').addEventListener('focusin', ({target}) => {
+  if (!target.matches(':read-write')) target.setAttribute('data-lm-suppress-shortcuts', '');
+  if (target.matches('[role=slider]'))
+    target.setAttribute('aria-label', target.closest('.widget-slider').querySelector('label').textContent);
+})"""
+
+
+class Explorer:
+    """Controls and tables around `explain`, `similar_by_key` and `edit`; as a cell's last line it shows itself.
+
+    Parameters
+    ----------
+    student : BERTwithBottleNeck or DistilBERTwithBottleNeck
+        With a bottleneck. It is put into evaluation mode; its weights stay as they are.
+    tokenizer : transformers.PreTrainedTokenizerBase
+        Its tokenizer.
+    training : CustomDataset, optional
+        Sentences among which to look for those that fire the same key.
+    fired : KeyIndexDataset, optional
+        Their key indices; by default made here, once.
+
+    Attributes
+    ----------
+    text, text_pair, token, codebook, value, strength : ipywidgets.Widget
+        The controls, from top to bottom.
+    frame, edited : pandas.DataFrame or None
+        What the tables show: the sentence as `explain` gives it, and with the chosen key's other value, as
+        `edit` gives it. None while there is no sentence.
+
+    Raises
+    ------
+    ValueError
+        If the model has no bottleneck.
+    """
+
+    def __init__(
+        self,
+        student: DiscretizedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        training: CustomDataset | None = None,
+        fired: KeyIndexDataset | None = None,
+    ) -> None:
+        require_bottleneck(student)
+        self.student, self.tokenizer, self.training = student.eval(), tokenizer, training
+        if training is not None:
+            self._fired = fired or KeyIndexDataset(student, training)
+            self._hits = student.bottleneck.hits(self._fired.key_indices)  # (C, K)
+        self.frame: pd.DataFrame | None = None
+        self.edited: pd.DataFrame | None = None
+
+        wide = {"style": {"description_width": "140px"}, "layout": widgets.Layout(width="min(660px, 98%)")}
+        line = {"continuous_update": False, "placeholder": "type and press Enter", **wide}
+        self.text = widgets.Text(description="Sentence", **line)
+        self.text_pair = widgets.Text(description="Second, for a pair", **line)
+        self.token = widgets.Dropdown(description="Token", **wide)
+        self.codebook = widgets.Dropdown(description="Codebook", **wide)
+        self.value = widgets.Dropdown(description="Value of its key", **wide)
+        self.strength = widgets.FloatSlider(
+            1.0, description="Value times", min=0.0, max=2.0, step=0.1, readout_format=".1f", **wide
+        )
+        self._controls = (self.token, self.codebook, self.value, self.strength)
+        self._says, self._logits, self._similar = (widgets.HTML() for _ in range(3))
+        # scrolls by itself, so that a new content leaves the place as it is
+        long = {
+            "tabbable": True,
+            "layout": widgets.Layout(max_height="640px", overflow="auto", margin="0 16px 0 0"),
+        }
+        self._tokens, self._codebooks = widgets.HTML(**long), widgets.HTML(**long)
+        self._views = (self._says, self._logits, self._tokens, self._codebooks, self._similar)
+        row = widgets.Layout(flex_flow="row wrap", width="100%")
+        pushes = widgets.HBox([self._tokens, self._codebooks], layout=row)
+        style = widgets.HTML(f'<style onload="{_KEYBOARD}">{_STYLE}</style>')
+        inputs = [style, self.text, self.text_pair, self._says, self._logits, *self._controls]
+        self.view = widgets.VBox([*inputs, pushes, self._similar])
+        self._clear("Type a sentence and press Enter.")
+
+        self._filling = False
+        for controls, follow in (
+            ((self.text, self.text_pair), self._read),
+            ((self.token,), self._choose_token),
+            ((self.codebook,), self._choose_key),
+            ((self.value, self.strength), self._show),
+        ):
+            for control in controls:
+                control.observe(self._unless_filling(follow), "value")
+
+    def __repr__(self) -> str:
+        return "Explorer: run this cell in a kernel, type a sentence, press Enter"
+
+    def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
+        # a text without numbers and ids: strict comparison of outputs reads it
+        return self.view._repr_mimebundle_(**options) | {"text/plain": repr(self)}
+
+    def _unless_filling(self, follow: Callable[[], None]) -> Callable[[Any], None]:
+        return lambda _: None if self._filling else follow()
+
+    @contextmanager
+    def _fill(self) -> Iterator[None]:
+        """Set controls without following each single change."""
+        self._filling = True
+        try:
+            yield
+        finally:
+            self._filling = False
+
+    def _clear(self, message: str, role: str = "status") -> None:
+        self.frame = self.edited = None
+        for view in self._views:
+            view.value = ""
+        for control in self._controls:
+            control.disabled = True
+        self._says.value = f'<p class="kv-says" role="{role}">{escape(message)}</p>'
+
+    def _read(self) -> None:
+        """Explain a new sentence and choose its strongest push."""
+        pair = self.text_pair.value.strip() or None
+        try:
+            self.frame = explain(self.student, self.tokenizer, self.text.value, pair)
+        except ValueError as error:
+            return self._clear(str(error), role="alert")
+        self._says.value = "".join(f'<p class="kv-says">{escape(line)}</p>' for line in self._remarks(pair))
+        fired = self.frame[self.frame["codebook"] >= 0]
+        strongest = fired.loc[fired[push_columns(fired)].abs().max(axis=1).idxmax()]
+        tokens = fired.drop_duplicates("position")
+        with self._fill():
+            self.token.options = [
+                (f"{position} {token}", position) for position, token in tokens[["position", "token"]].to_numpy()
+            ]
+            self.token.value = strongest["position"]
+            for control in self._controls:
+                control.disabled = False
+        self._choose_token(strongest["codebook"])
+
+    def _remarks(self, pair: str | None) -> list[str]:
+        """Check that the pushes sum to the logits, and tell if the text was cut."""
+        fired = self.frame[self.frame["codebook"] >= 0]
+        keys = fired["key"].to_numpy().reshape(1, -1, self.student.bottleneck.num_codebooks)
+        with torch.inference_mode():
+            logits = self.student(key_indices=torch.tensor(keys, device=self.student.device)).logits[0].tolist()
+        sums = compare_logits(self.frame, self.frame)
+        equal = torch.allclose(torch.tensor(sums["before"]), torch.tensor(logits).double(), atol=1e-4, rtol=1e-4)
+        shown = ", ".join(
+            f"{label}: {_signed(total)} and {_signed(logit)}"
+            for label, total, logit in zip(sums["label"], sums["before"], logits, strict=True)
+        )
+        verb = "sum" if equal else "DO NOT SUM"
+        lines = [f"Checked: the pushes {verb} to the model's logits. Sum and logit of {shown}."]
+        limit = self.student.config.max_position_embeddings
+        length = len(self.tokenizer(self.text.value, pair, verbose=False)["input_ids"])
+        if length > limit:
+            lines.append(f"The text has {length} tokens; the model reads {limit}, the rest is cut off.")
+        return lines
+
+    def _choose_token(self, codebook: int | None = None) -> None:
+        """List the codebooks with the keys that the token fired."""
+        here = self.frame[self.frame["position"] == self.token.value]
+        chosen = self.codebook.value if codebook is None else codebook
+        with self._fill():
+            self.codebook.options = [
+                (f"{book}, key {key} fired", book) for book, key in here[["codebook", "key"]].to_numpy().tolist()
+            ]
+            self.codebook.value = chosen
+        self._choose_key()
+
+    def _choose_key(self) -> None:
+        """Take up the key that the token fired in the codebook, with its own value."""
+        fired = self.frame[self.frame["codebook"] == self.codebook.value]
+        key = self._key = int(fired.loc[fired["position"] == self.token.value, "key"].iloc[0])
+        options = {key: f"its own (key {key})", _OFF: "none: switch the key off"}
+        for other, tokens in fired.groupby("key", sort=False)["token"]:
+            options.setdefault(int(other), f"that of key {other}, fired by {' '.join(dict.fromkeys(tokens))}")
+        for _, strongest in strongest_keys(self.student, self.codebook.value).iterrows():
+            if strongest["push"] > 0:
+                most = f"that of key {strongest['key']}, most towards {strongest['label']}"
+                options.setdefault(strongest["key"], most)
+        with self._fill():
+            self.value.options = [(text, other) for other, text in options.items()]
+            self.value.value = key
+            self.strength.value = 1.0
+        if self.training is not None:
+            self._similar.value = self._similar_table()
+        self._show()
+
+    def _show(self) -> None:
+        """Compute the logits with the chosen value and draw the tables that hold pushes."""
+        codebook, key, value = self.codebook.value, self._key, self.value.value
+        self.strength.disabled = value == _OFF
+        strength = 0.0 if value == _OFF else self.strength.value
+        swapped = None if value in (_OFF, key) else value
+        self.edited = edit(self.student, self.frame, codebook, key, strength, swapped)
+        pushes = push_columns(self.frame)
+
+        state = "as trained" if swapped is None else f"replaced by that of key {swapped}"
+        state = "switched off" if strength == 0 else state if strength == 1 else f"{state}, times {strength:.1f}"
+        by_token = push_by_token(self.edited)
+        by_token["token"] = [f"{p} {t}" if p >= 0 else t for p, t in by_token[["position", "token"]].to_numpy()]
+        here = self.frame[(self.frame["codebook"] == codebook) & (self.frame["key"] == key)]
+        tokens = by_token.loc[by_token["position"].isin(here["position"]), "token"].tolist()
+        tokens = ", ".join(tokens[:8]) + (f" and {len(tokens) - 8} more" if len(tokens) > 8 else "")
+        caption = f"Logits, with the value of key {key} of codebook {codebook} {state} (fired here by {tokens})"
+        logits = compare_logits(self.frame, self.edited)
+        self._logits.value = html_table(logits, caption, ["before", "after", "change"], live=True)
+
+        chosen = by_token["position"] == self.token.value
+        caption = "Push of each token; the sums are the logits"
+        self._tokens.value = html_table(by_token[["token", *pushes]], caption, pushes, chosen, sums=True)
+
+        fired = self.edited[self.edited["position"] == self.token.value]
+        caption = f"Keys that {by_token.loc[chosen, 'token'].iloc[0]} fired; their pushes sum to the token's"
+        columns = ["codebook", "key", "distance", "runner_up_gap", *pushes]
+        chosen = fired["codebook"] == codebook
+        self._codebooks.value = html_table(fired[columns], caption, pushes, chosen, sums=True)
+
+    def _similar_table(self) -> str:
+        codebook, key = self.codebook.value, self._key
+        found = similar_by_key(self.training, self._fired, codebook, key)
+        times, tokens = int(self._hits[codebook, key]), int(self._hits[codebook].sum())
+        caption = (
+            f"Training sentences that fire key {key} of codebook {codebook}, most such tokens first. "
+            f"In all {times:,} of {tokens:,} tokens in {len(self.training):,} sentences fire it"
+        )
+        return html_table(found, caption)
+
+
+def html_table(
+    frame: pd.DataFrame,
+    caption: str,
+    bars: Sequence[str] = (),
+    chosen: Sequence[bool] | None = None,
+    sums: bool = False,
+    live: bool = False,
+) -> str:
+    """Write a data frame as an HTML table that needs neither colour nor mouse.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        The first column heads the rows.
+    caption : str
+        What the table shows.
+    bars : sequence of str
+        Columns of signed numbers that get bars, to the right of the zero line or to the left, on one scale.
+    chosen : sequence of bool, optional
+        Rows to point out.
+    sums : bool
+        Whether a last row sums up `bars`.
+    live : bool
+        Whether a screen reader should read the table out when it changes.
+
+    Returns
+    -------
+    str
+        With everything in `frame` and `caption` escaped.
+    """
+    longest = frame[list(bars)].abs().to_numpy().max() if bars else 0.0
+    texts = [' class="kv-text"' if pd.api.types.is_string_dtype(kind) else "" for kind in frame.dtypes]
+    heads = "".join(
+        f'<th scope="col"{text}>{_heading(column)}</th>' for column, text in zip(frame, texts, strict=True)
+    )
+    rows = []
+    marks = [False] * len(frame) if chosen is None else list(chosen)
+    for record, mark in zip(frame.to_dict("records"), marks, strict=True):
+        cells = [_cell(value, longest if column in bars else None) for column, value in record.items()]
+        first = cells[0].replace("<td", '<th scope="row"').replace("</td>", "</th>")
+        pointed = ' class="kv-chosen" aria-current="true"' if mark else ""
+        rows.append(f"<tr{pointed}>{first}{''.join(cells[1:])}</tr>")
+    foot = ""
+    if sums:
+        cells = "".join(
+            _cell(frame[column].sum(), 0.0) if column in bars else "<td></td>" for column in list(frame)[1:]
+        )
+        foot = f'<tfoot><tr><th scope="row">sum</th>{cells}</tr></tfoot>'
+    table = (
+        f'<table class="kv-table"><caption>{escape(caption)}</caption><thead><tr>{heads}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody>{foot}</table>"
+    )
+    return f'<div role="status">{table}</div>' if live else table
+
+
+def _cell(value: Any, longest: float | None) -> str:
+    """Write a text, a number or, given the longest bar of the table (0 for none), a signed number and its bar."""
+    if isinstance(value, str):
+        return f'<td class="kv-text">{escape(value)}</td>'
+    if longest is None:
+        return f"<td>{value}</td>" if isinstance(value, int) else f"<td>{_number(value)}</td>"
+    side = "kv-plus" if value > 0 else "kv-minus"
+    width = 50 * abs(value) / longest if longest else 0
+    bar = f'<span class="kv-bar" aria-hidden="true"><i class="{side}" style="width: {width:.1f}%"></i></span>'
+    return f"<td>{_signed(value)}{bar}</td>"
+
+
+def _heading(column: str) -> str:
+    if column.startswith("push_"):
+        return f"push on<br>{escape(column.removeprefix('push_'))}"
+    return escape(_HEADINGS.get(column, column)).replace("_", "<br>")
+
+
+def _number(value: float) -> str:
+    return "none" if value != value else f"{value:.4f}".replace("-", "−")
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4f}".replace("-", "−")

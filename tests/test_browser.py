@@ -1,0 +1,137 @@
+"""Every notebook in a real JupyterLab, the explorer by keyboard alone; pictures in data/runs/screenshots."""
+
+import re
+
+import browser
+import nbformat
+import pytest
+from test_notebooks import PAIR, PATHS
+
+from kvlib.recipe import RUNS
+
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -r requirements.txt")
+if browser.CHROMIUM is None:
+    pytest.skip("there is no Chromium: on Debian, apt-get install chromium", allow_module_level=True)
+
+SCREENSHOTS = RUNS / "screenshots"
+TRAINED = {"03_bottleneck": False, "06_evaluation": True}  # notebooks with an explorer: are its values trained?
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """JupyterLab over copies of the notebooks without outputs, beside the course's data."""
+    folder = tmp_path_factory.mktemp("lab")
+    notebooks = folder / "course" / "notebooks"
+    notebooks.mkdir(parents=True)
+    (folder / "course" / "data").symlink_to(RUNS.parent)
+    for path in PATHS:
+        notebook = nbformat.read(path, as_version=4)
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [], None
+        nbformat.write(notebook, notebooks / path.name)
+    with browser.jupyter_lab(folder / "server", notebooks) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with browser.chromium() as found:
+        yield found
+
+
+@pytest.fixture
+def page(chromium):
+    context = chromium.new_context(viewport={"width": 1280, "height": 1500})
+    context.set_default_timeout(120_000)
+    page = context.new_page()
+    page.asked, page.errors = set(), []
+    page.on("request", lambda request: page.asked.add(re.sub(r"^(\w+://[^:/]*).*$", r"\1", request.url)))
+    page.on("pageerror", lambda error: page.errors.append(error))
+    yield page
+    context.close()
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_run_all_in_jupyterlab(lab, page, path):
+    browser.open_notebook(page, lab, path.name)
+    browser.run_all(page)
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    stored = [output for cell in cells for output in cell.outputs]
+    found = browser.outputs(page)
+    assert len(found) == len(cells)
+    found = [output for outputs in found for output in outputs]
+    for output in found:
+        assert output["output_type"] != "error", output
+        assert output.get("name") != "stderr", output
+    plots = count_plots(found)
+    assert plots == count_plots(stored) >= 2
+    # and not only in the notebook: drawn on the page
+    page.wait_for_function(f"() => {browser.DRAWN_PLOTS} === {plots}")
+    browser.screenshot(page, SCREENSHOTS / f"{path.stem}.png")
+    if path.stem in TRAINED:
+        explore_by_keyboard(page, TRAINED[path.stem], path.stem)
+    assert page.errors == []
+    assert page.asked <= {"http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:"}, page.asked
+    browser.shut_down(page)
+
+
+def count_plots(outputs):
+    return sum("image/png" in output.get("data", {}) for output in outputs)
+
+
+def explore_by_keyboard(page, trained, name):
+    """Type a pair, read the tables, choose a token, switch its key off: with no mouse."""
+    explorer = page.locator(".widget-vbox").filter(has=page.get_by_label("Sentence", exact=True))
+    press, table = page.keyboard.press, explorer.get_by_role("table").filter
+    explorer.get_by_label("Sentence", exact=True).focus()
+    page.keyboard.type(PAIR[0])
+    press("Enter")
+    table(has_text="nurse").first.wait_for()
+    press("Tab")
+    page.keyboard.type(PAIR[1])
+    press("Enter")
+    explorer.get_by_role("row", name="19 thanked").wait_for()
+    assert "Checked: the pushes sum to the model's logits" in explorer.inner_text()
+    logits = table(has_text="Logits, with the value")
+    before = numbers(logits)
+    for value in before:
+        # label, before, after, change, probability before and after; not yet changed
+        assert value[0] == value[1] and value[2] == 0 and (value[0] != 0) == trained
+
+    chosen = {}
+    for label in ("Token", "Codebook", "Value of its key", "Value times"):
+        press("Tab")
+        chosen[label] = explorer.get_by_role("slider" if label == "Value times" else "combobox", name=label)
+        assert chosen[label].evaluate("control => control === document.activeElement"), label
+        if label == "Token":
+            press("Home")
+            for _ in range(4):
+                press("ArrowDown")  # [CLS] the young nurse thanked
+            explorer.get_by_text("Keys that 4 thanked fired").wait_for()
+    browser.screenshot(page, SCREENSHOTS / f"{name}-explorer.png", explorer)
+    caption = logits.locator("caption")
+    assert "as trained" in caption.inner_text()
+    for _ in range(10):
+        press("ArrowLeft")  # from 1.0 to 0.0
+    explorer.get_by_text("switched off", exact=False).first.wait_for()
+    after = numbers(logits)
+    for old, new in zip(before, after, strict=True):
+        assert new[0] == old[0] and new[1] == pytest.approx(new[0] + new[2], abs=2e-4)
+        assert (new[2] != 0) == trained
+    browser.screenshot(page, SCREENSHOTS / f"{name}-explorer-off.png", explorer)
+
+    press("Shift+Tab")
+    press("End")
+    explorer.get_by_text("replaced by that of key").wait_for()
+    assert not trained or numbers(logits) != after
+    assert page.evaluate("window.jupyterapp.shell.currentWidget.content.model.cells.length") == page.cells
+    page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+    page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
+    browser.screenshot(page, SCREENSHOTS / f"{name}-explorer-dark.png", explorer)
+
+
+def numbers(table):
+    """The numbers of the body of a table, row by row."""
+    rows = table.locator("tbody tr").all()
+    return [[float(text.replace("−", "-")) for text in row.locator("td").all_inner_texts()] for row in rows]
