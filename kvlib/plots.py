@@ -32,9 +32,12 @@ _STYLE = {
 def _axes(title: str, xlabel: str, ylabel: str, ax: Axes | None, height: float = 3.6) -> Axes:
     with plt.rc_context(_STYLE):
         if ax is None:
-            _, ax = plt.subplots(figsize=(6.4, height))
+            figure, ax = plt.subplots(figsize=(6.4, height))
+            # over the whole figure: beside long bar names an axes' own title would run out of the picture
+            figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+        else:
+            ax.set_title(title, loc="left", fontsize=11)
         ax.set_prop_cycle(plt.cycler(color=COLORS))
-        ax.set_title(title, loc="left", fontsize=11)
         ax.set_xlabel(xlabel)
         ax.set_ylabel(ylabel)
         ax.spines[["top", "right"]].set_visible(False)

@@ -121,9 +121,10 @@ def explore_by_keyboard(page, trained, name):
         assert (new[2] != 0) == trained
     browser.screenshot(page, SCREENSHOTS / f"{name}-explorer-off.png", explorer)
 
+    press("End")  # to 2.0
     press("Shift+Tab")
     press("End")
-    explorer.get_by_text("replaced by that of key").wait_for()
+    explorer.get_by_text(re.compile(r"replaced by that of key \d+, times 2.0")).wait_for()
     assert not trained or numbers(logits) != after
     assert page.evaluate("window.jupyterapp.shell.currentWidget.content.model.cells.length") == page.cells
     page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
