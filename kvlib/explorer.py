@@ -117,7 +117,7 @@ class Explorer:
         # scrolls by itself, so that a new content leaves the place as it is
         long = {
             "tabbable": True,
-            "layout": widgets.Layout(max_height="640px", overflow="auto", margin="0 16px 0 0"),
+            "layout": widgets.Layout(max_height="760px", overflow="auto", margin="0 16px 0 0"),
         }
         self._tokens, self._codebooks = widgets.HTML(**long), widgets.HTML(**long)
         self._views = (self._says, self._logits, self._tokens, self._codebooks, self._similar)
@@ -244,7 +244,7 @@ class Explorer:
         self.edited = edit(self.student, self.frame, codebook, key, strength, swapped)
         pushes = push_columns(self.frame)
 
-        state = "as trained" if swapped is None else f"replaced by that of key {swapped}"
+        state = "as it is" if swapped is None else f"replaced by that of key {swapped}"
         state = "switched off" if strength == 0 else state if strength == 1 else f"{state}, times {strength:.1f}"
         by_token = push_by_token(self.edited)
         by_token["token"] = [f"{p} {t}" if p >= 0 else t for p, t in by_token[["position", "token"]].to_numpy()]
@@ -354,4 +354,5 @@ def _number(value: float) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.4f}".replace("-", "−")
+    text = f"{value:+.4f}".replace("-", "−")
+    return "0.0000" if text[1:] == "0.0000" else text

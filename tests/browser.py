@@ -15,6 +15,7 @@ import urllib.request
 CHROMIUM = shutil.which("chromium")
 _ARGUMENTS = [
     "--disable-gpu",
+    "--no-proxy-server",
     "--disable-quic",
     "--no-first-run",
     "--disable-background-networking",
@@ -134,7 +135,13 @@ def shut_down(page):
     page.evaluate(f"{_PANEL}.sessionContext.shutdown()")
 
 
-def screenshot(page, path, element=None):
-    """Take a picture of the page, or of all of an element."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    (element or page).screenshot(path=path)
+def screenshots(page, folder, name):
+    """Take pictures of the open notebook from top to bottom, a window's height each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob(f"{name}-*.png"):
+        old.unlink()
+    scroller = f"{_PANEL}.content.node.querySelector('.jp-WindowedPanel-outer')"
+    step, end = page.evaluate(f"[{scroller}.clientHeight, {scroller}.scrollHeight]")
+    for number, top in enumerate(range(0, end, step)):
+        page.evaluate(f"{scroller}.scrollTop = {top}")
+        page.screenshot(path=folder / f"{name}-{number:02}.png")

@@ -13,6 +13,8 @@ ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONHASHSEED": "0",
+    # tests run in two processes, and two that share the cores with two threads each wait for one another
+    "OMP_NUM_THREADS": "1",
     # never the learner's own: stored outputs show a beginner's progress
     "KVLIB_PROGRESS": str(Path(tempfile.gettempdir()) / f"kvlib-progress-{os.getpid()}"),
 }

@@ -1,6 +1,7 @@
 """Every notebook in a real JupyterLab, the explorer by keyboard alone; pictures in data/runs/screenshots."""
 
 import re
+import shutil
 
 import browser
 import nbformat
@@ -9,7 +10,7 @@ from test_notebooks import PAIR, PATHS
 
 from kvlib.recipe import RUNS
 
-pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -r requirements.txt")
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 if browser.CHROMIUM is None:
     pytest.skip("there is no Chromium: on Debian, apt-get install chromium", allow_module_level=True)
 
@@ -24,6 +25,9 @@ def lab(tmp_path_factory):
     notebooks = folder / "course" / "notebooks"
     notebooks.mkdir(parents=True)
     (folder / "course" / "data").symlink_to(RUNS.parent)
+    project = RUNS.parents[1]
+    shutil.copy(project / "notebooks" / "environment.py", notebooks)
+    shutil.copy(project / "requirements.txt", folder / "course")
     for path in PATHS:
         notebook = nbformat.read(path, as_version=4)
         for cell in notebook.cells:
@@ -46,7 +50,8 @@ def page(chromium):
     context.set_default_timeout(120_000)
     page = context.new_page()
     page.asked, page.errors = set(), []
-    page.on("request", lambda request: page.asked.add(re.sub(r"^(\w+://[^:/]*).*$", r"\1", request.url)))
+    for event in ("request", "websocket"):
+        page.on(event, lambda asked: page.asked.add(re.match(r"\w+:(//[^:/]*)?", asked.url)[0]))
     page.on("pageerror", lambda error: page.errors.append(error))
     yield page
     context.close()
@@ -68,7 +73,7 @@ def test_run_all_in_jupyterlab(lab, page, path):
     assert plots == count_plots(stored) >= 2
     # and not only in the notebook: drawn on the page
     page.wait_for_function(f"() => {browser.DRAWN_PLOTS} === {plots}")
-    browser.screenshot(page, SCREENSHOTS / f"{path.stem}.png")
+    browser.screenshots(page, SCREENSHOTS, path.stem)
     if path.stem in TRAINED:
         explore_by_keyboard(page, TRAINED[path.stem], path.stem)
     assert page.errors == []
@@ -82,6 +87,7 @@ def count_plots(outputs):
 
 def explore_by_keyboard(page, trained, name):
     """Type a pair, read the tables, choose a token, switch its key off: with no mouse."""
+    page.set_viewport_size({"width": 1280, "height": 2600})  # all of it in one picture
     explorer = page.locator(".widget-vbox").filter(has=page.get_by_label("Sentence", exact=True))
     press, table = page.keyboard.press, explorer.get_by_role("table").filter
     explorer.get_by_label("Sentence", exact=True).focus()
@@ -109,9 +115,8 @@ def explore_by_keyboard(page, trained, name):
             for _ in range(4):
                 press("ArrowDown")  # [CLS] the young nurse thanked
             explorer.get_by_text("Keys that 4 thanked fired").wait_for()
-    browser.screenshot(page, SCREENSHOTS / f"{name}-explorer.png", explorer)
-    caption = logits.locator("caption")
-    assert "as trained" in caption.inner_text()
+    explorer.screenshot(path=SCREENSHOTS / f"{name}-explorer.png")
+    assert "as it is" in logits.locator("caption").inner_text()
     for _ in range(10):
         press("ArrowLeft")  # from 1.0 to 0.0
     explorer.get_by_text("switched off", exact=False).first.wait_for()
@@ -119,7 +124,7 @@ def explore_by_keyboard(page, trained, name):
     for old, new in zip(before, after, strict=True):
         assert new[0] == old[0] and new[1] == pytest.approx(new[0] + new[2], abs=2e-4)
         assert (new[2] != 0) == trained
-    browser.screenshot(page, SCREENSHOTS / f"{name}-explorer-off.png", explorer)
+    explorer.screenshot(path=SCREENSHOTS / f"{name}-explorer-off.png")
 
     press("End")  # to 2.0
     press("Shift+Tab")
@@ -129,7 +134,7 @@ def explore_by_keyboard(page, trained, name):
     assert page.evaluate("window.jupyterapp.shell.currentWidget.content.model.cells.length") == page.cells
     page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
     page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
-    browser.screenshot(page, SCREENSHOTS / f"{name}-explorer-dark.png", explorer)
+    explorer.screenshot(path=SCREENSHOTS / f"{name}-explorer-dark.png")
 
 
 def numbers(table):

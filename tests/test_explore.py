@@ -256,7 +256,7 @@ def test_slider_and_menu_move_the_logits_and_a_new_choice_starts_afresh(explorer
     assert explorer.codebook.value == codebook and explorer._key == here["key"] == explorer.value.value
     assert compare_logits(frame, explorer.edited)["change"].abs().max() < 1e-6
     explorer.codebook.value = 7
-    assert "of codebook 7 as trained" in shown(explorer) and explorer.strength.value == 1.0
+    assert "of codebook 7 as it is" in shown(explorer) and explorer.strength.value == 1.0
 
 
 def test_the_menu_offers_own_none_those_that_fire_and_the_strongest(explorer, default):
@@ -308,8 +308,8 @@ def test_a_table_is_read_without_colour_or_eyes():
     plus, minus = re.findall(r'class="(kv-\w+)" style="width: ([\d.]+)%', table)
     assert plus == ("kv-plus", "25.0") and minus == ("kv-minus", "50.0")
     assert "none" in table and table.count('aria-current="true"') == 1
-    zeros = html_table(frame.assign(push_yes=0.0), "x", bars=["push_yes"])
-    assert "width: 0.0%" in zeros and "nan" not in zeros
+    zeros = html_table(frame.assign(push_yes=-0.0), "x", bars=["push_yes"])
+    assert "width: 0.0%" in zeros and "nan" not in zeros and not re.search(r"[+−]0\.0000", zeros)
 
 
 def test_every_control_has_a_label(explorer):
