@@ -1,6 +1,7 @@
 """A real browser in front of a real JupyterLab, for tests: nothing of either leaves the loopback address."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import secrets
@@ -13,6 +14,7 @@ import urllib.error
 import urllib.request
 
 CHROMIUM = shutil.which("chromium")
+AVAILABLE = CHROMIUM is not None and importlib.util.find_spec("playwright") is not None
 _ARGUMENTS = [
     "--disable-gpu",
     "--no-proxy-server",

@@ -26,6 +26,10 @@ def refresh(path: Path) -> float:
     client = NotebookClient(notebook, timeout=600, kernel_name="python3", record_timing=False)
     client.execute(cwd=str(path.parent))
     seconds = time.perf_counter() - start
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            # without a kernel it would show as an error; its text stays
+            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
     # the interpreter's version would change with every machine
     notebook.metadata["language_info"] = {"name": "python"}
     aside = path.with_suffix(".partial")

@@ -6,6 +6,7 @@ import shutil
 import browser
 import nbformat
 import pytest
+from test_exercises import assert_all_pass, solved
 from test_notebooks import PAIR, PATHS
 
 from kvlib.recipe import RUNS
@@ -20,7 +21,7 @@ TRAINED = {"03_bottleneck": False, "06_evaluation": True}  # notebooks with an e
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """JupyterLab over copies of the notebooks without outputs, beside the course's data."""
+    """JupyterLab over copies of the notebooks with all exercises solved, beside the course's data."""
     folder = tmp_path_factory.mktemp("lab")
     notebooks = folder / "course" / "notebooks"
     notebooks.mkdir(parents=True)
@@ -29,11 +30,7 @@ def lab(tmp_path_factory):
     shutil.copy(project / "notebooks" / "environment.py", notebooks)
     shutil.copy(project / "requirements.txt", folder / "course")
     for path in PATHS:
-        notebook = nbformat.read(path, as_version=4)
-        for cell in notebook.cells:
-            if cell.cell_type == "code":
-                cell.outputs, cell.execution_count = [], None
-        nbformat.write(notebook, notebooks / path.name)
+        nbformat.write(solved(path), notebooks / path.name)
     with browser.jupyter_lab(folder / "server", notebooks) as found:
         yield found
 
@@ -65,6 +62,7 @@ def test_run_all_in_jupyterlab(lab, page, path):
     stored = [output for cell in cells for output in cell.outputs]
     found = browser.outputs(page)
     assert len(found) == len(cells)
+    assert_all_pass([outputs for cell, outputs in zip(cells, found, strict=True) if cell.id.endswith("-check")])
     found = [output for outputs in found for output in outputs]
     for output in found:
         assert output["output_type"] != "error", output

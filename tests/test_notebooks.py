@@ -63,8 +63,7 @@ ALLOWED = {
     '07_carried_keys: models = {"teacher": teacher, "teacher with bottleneck": keyed, "new keys": new_keys, '
     '"carried keys": carried}',
     "07_carried_keys: def with_values_of(donor, model):",
-    '03_bottleneck: closest = pd.concat({"first": first_keys, "paraphrase": second_keys}, names=["sentence"])'
-    '.reset_index("sentence")',
+    '03_bottleneck: closest = pd.concat({"first": first_keys, "paraphrase": second_keys}, names=["sentence"])',
     "06_evaluation: from kvlib.explore import edit",
     "09_capstone: from kvlib.evaluation import model_size",
     "09_capstone: from scipy.stats import binomtest",

@@ -12,6 +12,12 @@ from kvlib.recipe import COMPARED, SYSTEMS
 
 ROOT = Path(__file__).resolve().parents[1]
 GLUE = ROOT / "data" / "results" / "glue.json"
+STAGES_OF_DISTIL = (
+    ("teacher", "teacher"),
+    ("fine-tuned", "fine_tuned"),
+    ("distilbert", "distilbert"),
+    ("bottleneck", "bottleneck"),
+)
 # those of the three stages; the other systems are measured on real GLUE
 ON_MINI = ("majority", "tfidf", "teacher", "fine-tuned", "distilbert", "bottleneck")
 
@@ -109,6 +115,24 @@ def choices_table():
     return "\n".join(rows)
 
 
+def minutes_table():
+    runs = json.loads(GLUE.read_text())["runs"]
+    rows = [
+        "| task | training rows | teacher, s | student without teacher, s | distilled student, s | bottleneck, s |"
+    ]
+    rows += ["|---|---|---|---|---|---|"]
+    for task in TASKS:
+        cells = []
+        for system, stage in STAGES_OF_DISTIL:
+            found = [run for run in runs if (run["task"], run["system"]) == (task, system)]
+            taken = [run["stages"][stage] for run in found]
+            cells.append([stage["seconds"] for stage in taken if not stage["resumed"]])
+        if found:
+            seconds = " | ".join(f"{pd.Series(cell).median():.0f}" for cell in cells)
+            rows.append(f"| {task} | {found[0]['rows']['train']:,} | {seconds} |")
+    return "\n".join(rows)
+
+
 @pytest.mark.parametrize(
     ("page", "table"),
     [
@@ -119,6 +143,7 @@ def choices_table():
         ("README.md", keys_table),
         ("README.md", choices_table),
         ("data/README.md", difficulty_table),
+        ("tests/benchmarks/README.md", minutes_table),
     ],
 )
 def test_tables_are_those_of_the_results(page, table):
