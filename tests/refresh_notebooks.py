@@ -23,7 +23,9 @@ def refresh(path: Path) -> float:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     start = time.perf_counter()
-    client = NotebookClient(notebook, timeout=600, kernel_name="python3", record_timing=False)
+    # no widget states: they have random names, and nobody can move a slider of a stored notebook
+    options = {"record_timing": False, "store_widget_state": False}
+    client = NotebookClient(notebook, timeout=600, kernel_name="python3", **options)
     client.execute(cwd=str(path.parent))
     seconds = time.perf_counter() - start
     for cell in notebook.cells:
