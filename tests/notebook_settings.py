@@ -15,7 +15,7 @@ ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
     # tests run in two processes, and two that share the cores with two threads each wait for one another
     "OMP_NUM_THREADS": "1",
-    # glibc would hand freed tensors back to the system and fetch them again: 14 of 63 s of a small recipe, now 6
+    # glibc would hand freed tensors back to the system and fetch them again, step after step
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**33),
     # never the learner's own: stored outputs show a beginner's progress
