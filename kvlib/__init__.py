@@ -2,16 +2,15 @@
 
 from kvlib.bottleneck import DiscreteKeyValueBottleneck
 from kvlib.data import TASKS, CustomDataset, hold_out, load_glue
-from kvlib.discretized import BERTwithBottleNeck
 from kvlib.evaluation import evaluate
 from kvlib.loss import distillation_loss
 from kvlib.metrics import compute_metrics
-from kvlib.profiles import PROFILES, get_profile
-from kvlib.recipe import Experiment, distil
+from kvlib.pretrained import load_tokenizer
+from kvlib.recipe import PROFILES, Experiment, distil, get_profile
 from kvlib.search import nearest_keys
-from kvlib.student import DistilBERTwithBottleNeck
-from kvlib.teacher import BERTbase, fine_tune, load_tokenizer, predict_logits
-from kvlib.training import DistillationTrainer, KeyIndexDataset
+from kvlib.student import BERTwithBottleNeck, DistilBERTwithBottleNeck
+from kvlib.teacher import BERTbase, predict_logits
+from kvlib.training import DistillationTrainer, FineTuningTrainer, KeyIndexDataset, fine_tune
 
 __all__ = [
     "PROFILES",
@@ -23,6 +22,7 @@ __all__ = [
     "DistilBERTwithBottleNeck",
     "DistillationTrainer",
     "Experiment",
+    "FineTuningTrainer",
     "KeyIndexDataset",
     "compute_metrics",
     "distil",

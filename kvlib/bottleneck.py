@@ -8,14 +8,12 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from sklearn.cluster import kmeans_plusplus
 from torch import Tensor, nn
 
-from kvlib.reservoir import processes, read_stream
 from kvlib.search import SCORES, full_precision, nearest_keys, require_finite
 
 # a key with fewer than this share of the average number of hits is dead and gets replaced
@@ -26,19 +24,17 @@ class DiscreteKeyValueBottleneck(nn.Module):
     """C codebooks of K key-value pairs between an encoder and a decoder.
 
     A hidden state is standardised, cut (or projected) into one vector a codebook, each vector is replaced by
-    the index of its nearest key, and the value stored under that index is handed on. Keys are fitted on
-    unlabelled hidden states by `init_keys` and never move after `freeze_keys`; values are trained, and a
-    gradient reaches only the values that were handed out. None reaches the encoder: the derivative of an
-    argmin is zero. Casting a model to half precision leaves the bottleneck in float32.
+    the index of its nearest key (its *code*), and the value stored under that index is handed on. Keys are fitted
+    on unlabelled hidden states by `init_keys` and never move after `freeze_keys`; values are trained, and a
+    gradient reaches only the values that were handed out. None reaches the encoder: the derivative of an argmin is
+    zero. Casting a model to half precision leaves the bottleneck in float32.
 
     Parameters
     ----------
     dim : int
         Size of a hidden state.
-    num_codebooks : int
-        C.
-    codebook_size : int
-        K, keys a codebook.
+    num_codebooks, codebook_size : int
+        C, and K keys a codebook.
     dim_value : int, optional
         Size of a value; by default that of a key.
     projection : {"chunk", "random"}
@@ -56,11 +52,10 @@ class DiscreteKeyValueBottleneck(nn.Module):
         Buffer, ``(C, K, dim_key)``.
     values : torch.nn.Parameter
         ``(C, K, dim_value)``, zero at the start (section 3 of the ICML paper). Train them without weight
-        decay, which shrinks the values that no input selected: with AdamW and ``weight_decay=0`` a value never
-        selected stays as it is, bit for bit; one selected earlier still drifts with Adam's momentum. Where that
-        matters (continual learning), use SGD without momentum: it moves only what this step selected.
+        decay, which shrinks the values that no input selected. AdamW still moves a value that an earlier step
+        selected, by its momentum; SGD without momentum moves only what this step selected.
     counts : torch.Tensor
-        Buffer, ``(C, K)``: running mean of the hits a step of each key.
+        Buffer, ``(C, K)``: moving average of the hits a step of each key.
     mean, std : torch.Tensor
         Buffers, ``(dim,)``.
 
@@ -150,19 +145,17 @@ class DiscreteKeyValueBottleneck(nn.Module):
         Parameters
         ----------
         hidden_states : torch.Tensor
-            Shape ``(..., dim)``: real tokens or pooled states, no padding.
+            ``(..., dim)``: real tokens or pooled states, no padding.
 
         Returns
         -------
         torch.Tensor
-            Shape ``(..., C)``, int64.
+            ``(..., C)``, int64.
 
         Raises
         ------
-        ValueError
-            If the last dimension is not `dim`, or a number is NaN or infinite.
-        RuntimeError
-            If `init_keys` has not been called.
+        ValueError, RuntimeError
+            If the last dimension is not `dim`, or a number is not finite; if there are no keys yet.
         """
         dim = len(self.mean)
         if hidden_states.shape[-1:] != (dim,):
@@ -184,19 +177,7 @@ class DiscreteKeyValueBottleneck(nn.Module):
         return F.embedding(key_indices + codebooks * self.codebook_size, self.values.flatten(0, 1))
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
-        """Hand out the values of the nearest keys.
-
-        Parameters
-        ----------
-        hidden_states : torch.Tensor
-            Shape ``(..., dim)``.
-
-        Returns
-        -------
-        values : torch.Tensor
-            Shape ``(..., C, dim_value)``.
-        key_indices : torch.Tensor
-            Shape ``(..., C)``, int64.
+        """Return values ``(..., C, dim_value)`` and key indices ``(..., C)`` of hidden states ``(..., dim)``.
 
         Raises
         ------
@@ -233,49 +214,36 @@ class DiscreteKeyValueBottleneck(nn.Module):
         batch_size: int = 2048,
         decay: float = 0.95,
         max_vectors: int = 65536,
-        start: Literal["sample", "k-means++"] = "sample",
         seed: int = 0,
     ) -> pd.DataFrame:
-        """Fit standardisation and keys on unlabelled hidden states.
+        """Fit standardisation and keys on unlabelled hidden states, in one pass over them.
 
-        One pass over `batches` measures mean and standard deviation and draws a uniform sample of at most
-        `max_vectors`, so memory does not grow with the data; the keys then follow the running means of the
-        sample's vectors. The result depends on the set of vectors and the seed, not on the order of the vectors
-        or how they are batched. Under `torch.distributed` every process brings its own batches, all end with the
-        keys of one process that has them all (up to rounding), and the search is shared among them.
+        The pass draws a uniform sample of at most `max_vectors`, so memory does not grow with the data. Which ones
+        depends on their positions in the stream and the seed alone. The keys then follow moving averages
+        (`update_keys`).
 
         Parameters
         ----------
         batches : iterable
-            Of hidden states ``(..., dim)``, or of pairs of them and weights ``(...)``, for example an attention
-            mask: vectors of weight 0 are left out. A generator will do.
-        passes : int
-            Passes of `update_keys` over the sample.
-        batch_size : int
-            Vectors a step of `update_keys`, at most.
+            Of hidden states ``(..., dim)``, or of pairs of them and an attention mask ``(...)``, 0 at padding.
+        passes, batch_size : int
+            Passes of `update_keys` over the sample, and vectors a step, at most.
         decay : float
-            Of the running means, 0 to 1.
+            Decay of the moving averages, 0 to 1.
         max_vectors : int
             Size of the sample. A key is a mean of `max_vectors` / K vectors: raise it with K.
-        start : {"sample", "k-means++"}
-            Keys start as distinct vectors of the sample, drawn uniformly or far from one another (Arthur &
-            Vassilvitskii 2007; slow for thousands of keys).
         seed : int
-            Of the sample, the start, the order of steps and the replacement of dead keys.
+            Seed for the sample, the first keys, the order of steps and the replacement of dead keys.
 
         Returns
         -------
         pandas.DataFrame
-            One row a step: ``step``, ``used_fraction`` (share of keys hit by this step's vectors),
-            ``perplexity`` (mean over codebooks) and ``quantization_error`` (mean squared distance over the
-            variance of the vectors).
+            What `update_keys` measured, one row a ``step``.
 
         Raises
         ------
-        RuntimeError
-            If the keys are frozen.
-        ValueError
-            If there are no vectors, one is not finite, a weight is negative, or `start` is unknown.
+        RuntimeError, ValueError
+            If the keys are frozen; if there are no vectors, or one is not finite.
 
         Warns
         -----
@@ -283,24 +251,18 @@ class DiscreteKeyValueBottleneck(nn.Module):
             If `codebook_size` exceeds a quarter of the distinct vectors.
         """
         self._require_moving()
-        if start not in ("sample", "k-means++"):
-            raise ValueError(f"start is {start!r}, expected 'sample' or 'k-means++'")
-        device = self.keys.device
-        sample = read_stream(batches, len(self.mean), max_vectors, seed, device)
-        distinct = sample.first.nonzero().squeeze(1)
+        sample = _draw(batches, len(self.mean), max_vectors, seed).to(self.keys.device)
+        distinct = _first_of_equal(sample)
         if self.codebook_size > len(distinct) / 4:
             warnings.warn(
                 f"{self.codebook_size} keys a codebook are many for {len(distinct)} distinct vectors: most keys "
                 "will hold one vector or none; use a smaller codebook_size or more data",
                 stacklevel=3,
             )
-        self.mean.copy_(sample.mean)
-        self.std.copy_(sample.std)
-        vectors, weights = self.split(sample.vectors.to(device)), sample.weights.to(device)
-        if start == "sample":
-            self.keys.copy_(vectors[distinct[torch.arange(self.codebook_size) % len(distinct)]].transpose(0, 1))
-        else:
-            self.keys.copy_(_spread_keys(vectors, weights, self.codebook_size, seed))
+        self.mean.copy_(sample.mean(0))
+        self.std.copy_(_spread(sample))
+        vectors = self.split(sample)
+        self.keys.copy_(vectors[distinct[torch.arange(self.codebook_size) % len(distinct)]].transpose(0, 1))
         self.counts.fill_(1.0)
         generator = torch.Generator().manual_seed(seed)
         rows = []
@@ -308,107 +270,83 @@ class DiscreteKeyValueBottleneck(nn.Module):
             order = torch.randperm(len(vectors), generator=generator)
             # equal parts: a short last one would show fewer keys in use
             for part in order.tensor_split(-(-len(order) // batch_size)):
-                rows.append(
-                    {"step": len(rows), **self.update_keys(vectors[part], decay, generator, weights[part])}
-                )
+                rows.append({"step": len(rows), **self.update_keys(vectors[part], decay, generator)})
         return pd.DataFrame(rows)
 
     @torch.no_grad()
-    def update_keys(
-        self, vectors: Tensor, decay: float, generator: torch.Generator, weights: Tensor | None = None
-    ) -> dict[str, float]:
-        """Move every key towards the running mean of the vectors nearest to it.
+    def update_keys(self, vectors: Tensor, decay: float, generator: torch.Generator) -> dict[str, float]:
+        """Move every key towards the moving average of the vectors nearest to it (EMA codebook update).
 
         With n the hits of a key in this step and s the sum of those vectors, its count becomes
-        ``decay * count + (1 - decay) * n``, its sum ``decay * count * key + (1 - decay) * s``, and the key
-        their quotient (van den Oord et al., arXiv 1711.00937, appendix A.1). A dead key is replaced by a
-        random vector of this step and gets an average count with it, or it would pass for dead, and be
-        replaced again, in the next step.
+        ``decay * count + (1 - decay) * n``, its sum ``decay * count * key + (1 - decay) * s``, and the key their
+        quotient (van den Oord et al., arXiv 1711.00937, appendix A.1). A dead key is replaced by a random one of
+        `vectors`, and gets an average count with it, or it would be replaced again in the next step.
 
         Parameters
         ----------
         vectors : torch.Tensor
-            Standardised vectors, one a codebook, ``(N, C, dim_key)``, as `split` gives them. Under
-            `torch.distributed` the same in every process; each searches its share of them.
+            ``(N, C, dim_key)``, as `split` gives them.
         decay : float
-            Of the running means.
+            Decay of the moving averages, 0 to 1.
         generator : torch.Generator
             Chooses the replacements.
-        weights : torch.Tensor, optional
-            ``(N,)``: a vector of weight 2 counts like two equal ones; 1 by default.
 
         Returns
         -------
         dict of str to float
-            The columns of `init_keys`' frame, measured before the move.
-
-        Raises
-        ------
-        RuntimeError
-            If the keys are frozen.
+            Before the move: ``used_fraction`` (share of keys hit), ``perplexity`` (mean over codebooks) and
+            ``quantization_error`` (mean squared distance over the variance of the vectors).
         """
         self._require_moving()
-        weights = vectors.new_ones(len(vectors)) if weights is None else weights.to(vectors)
-        spread = (vectors - (vectors * weights.view(-1, 1, 1)).sum(0) / weights.sum()).square().sum((1, 2))
-        hits, sums, error = self._statistics(vectors, weights)
+        (C, K, d), N = self.keys.shape, len(vectors)
+        flat = (nearest_keys(vectors, self.keys) + torch.arange(C, device=vectors.device) * K).flatten()
+        rows = vectors.reshape(-1, d)  # (N · C, d)
+        hits = vectors.new_zeros(C * K).index_add_(0, flat, torch.ones_like(rows[:, 0])).view(C, K)
+        sums = vectors.new_zeros(C * K, d).index_add_(0, flat, rows).view(C, K, d)
+        error = (rows - self.keys.view(-1, d)[flat]).square().sum()
+        spread = (vectors - vectors.mean(0)).square().sum()
 
         running_sums = decay * self.counts.unsqueeze(-1) * self.keys + (1 - decay) * sums
         self.counts.mul_(decay).add_(hits, alpha=1 - decay)
         self.keys.copy_(running_sums / self.counts.unsqueeze(-1))
+        self._replace_dead_keys(vectors, generator)
 
-        average = float(weights.sum()) / self.codebook_size
-        codebook, key = (self.counts < _DEAD_SHARE * min(1.0, average)).nonzero(as_tuple=True)
-        if len(key):
-            row = torch.multinomial(weights.cpu(), len(key), replacement=True, generator=generator).to(key.device)
-            self.keys[codebook, key] = vectors[row, codebook]
-            self.counts[codebook, key] = average
-
-        share = hits / weights.sum()
         return {
             "used_fraction": float((hits > 0).float().mean()),
-            "perplexity": float(torch.exp(torch.special.entr(share).sum(-1)).mean()),
-            "quantization_error": float(error / (weights @ spread).clamp_min(torch.finfo(spread.dtype).tiny)),
+            "perplexity": float(torch.exp(torch.special.entr(hits / N).sum(-1)).mean()),
+            "quantization_error": float(error / spread.clamp_min(torch.finfo(spread.dtype).tiny)),
         }
 
-    def _statistics(self, vectors: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Sum up weights ``(C, K)`` and vectors ``(C, K, d)`` by nearest key, and all squared distances."""
-        C, K, d = self.keys.shape
-        if processes() > 1:
-            vectors, weights = (part[dist.get_rank() :: processes()] for part in (vectors, weights))
-        flat = (nearest_keys(vectors, self.keys) + torch.arange(C, device=vectors.device) * K).flatten()
-        shares = weights.repeat_interleave(C)
-        hits = vectors.new_zeros(C * K).index_add_(0, flat, shares)
-        weighted = vectors.reshape(-1, d) * shares.unsqueeze(-1)
-        sums = vectors.new_zeros(C * K, d).index_add_(0, flat, weighted)
-        error = shares @ (vectors.reshape(-1, d) - self.keys.view(-1, d)[flat]).square().sum(-1)
-        if processes() > 1:
-            for statistic in (hits, sums, error):
-                dist.all_reduce(statistic)
-        return hits.view(C, K), sums.view(C, K, d), error
+    def _replace_dead_keys(self, vectors: Tensor, generator: torch.Generator) -> None:
+        average = len(vectors) / self.codebook_size
+        codebook, key = (self.counts < _DEAD_SHARE * min(1.0, average)).nonzero(as_tuple=True)
+        # one draw for each key, dead or not: one more dead key does not change what replaces the others
+        chosen = torch.randint(len(vectors), self.counts.shape, generator=generator).to(key.device)
+        self.keys[codebook, key] = vectors[chosen[codebook, key], codebook]
+        self.counts[codebook, key] = average
 
     def usage(
         self, key_indices: Tensor, hidden_states: Tensor | None = None, training: Tensor | None = None
     ) -> pd.DataFrame:
-        """Say how a split uses each codebook.
+        """Measure how a split uses each codebook (code usage, codebook utilisation).
 
         Parameters
         ----------
         key_indices : torch.Tensor
-            Shape ``(..., C)``; rows of -1 (padding) are left out.
+            ``(..., C)``; rows of -1 (padding) are left out.
         hidden_states : torch.Tensor, optional
-            Shape ``(N, dim)``: what the N rows that are no padding were found for, in their order.
+            ``(N, dim)``: what the N rows that are no padding were found for, in their order.
         training : torch.Tensor, optional
             Key indices of the split that the values were trained on, ``(..., C)``.
 
         Returns
         -------
         pandas.DataFrame
-            One row a codebook: ``codebook``; ``used_fraction``, the share of keys hit at least once;
-            ``dead_keys``, the number never hit; ``perplexity``, exp of the entropy of the hits (K if all keys
-            are hit alike, 1 if one takes all); ``top1_share``, the share of hits of the most used key;
-            ``quantization_error``, the mean squared distance to the key over the variance of the vectors (NaN
-            without `hidden_states`); ``unseen_share``, the share of hits on keys that `training` never hits,
-            whose values are still zero (NaN without it).
+            One row a ``codebook``: ``used_fraction`` and ``dead_keys``, the share and number of keys hit and never
+            hit; ``perplexity``, exp of the entropy of the hits (from 1 to K); ``top1_share``, the share of hits of
+            the most used key; ``quantization_error``, the mean squared distance to the key over the variance of
+            the vectors (NaN without `hidden_states`); ``unseen_share``, the share of hits on keys that `training`
+            never hits, whose values are still zero (NaN without it).
         """
         hits = self.hits(key_indices)
         share = hits / hits.sum(-1, keepdim=True)
@@ -454,11 +392,56 @@ class DiscreteKeyValueBottleneck(nn.Module):
         return ((vectors - keys).square().sum(-1).mean(0) / spread).double()
 
 
-def _spread_keys(vectors: Tensor, weights: Tensor, codebook_size: int, seed: int) -> Tensor:
-    """Draw the keys of each codebook from ``(N, C, d)`` by k-means++: ``(C, K, d)``."""
-    size = min(codebook_size, len(vectors))
-    found = [
-        kmeans_plusplus(book, size, sample_weight=weights.cpu().numpy(), random_state=seed)[0]
-        for book in vectors.transpose(0, 1).cpu().numpy()
-    ]
-    return torch.stack([torch.from_numpy(book) for book in found])[:, torch.arange(codebook_size) % size]
+def draw_positions(total: int, max_vectors: int, seed: int) -> np.ndarray:
+    """Draw at most `max_vectors` of `total` positions in a stream, uniformly: int64, in the order drawn."""
+    return np.random.default_rng(seed).random(total).argsort(kind="stable")[:max_vectors]
+
+
+def _draw(batches: Iterable[Tensor | tuple[Tensor, Tensor]], dim: int, max_vectors: int, seed: int) -> Tensor:
+    """Return the vectors at `draw_positions` of a stream of unknown length: ``(M, dim)`` float32."""
+    tickets = np.random.default_rng(seed)
+    kept, drawn = torch.empty(0, dim), np.empty(0)
+    for number, batch in enumerate(batches):
+        vectors = _real_vectors(batch, dim, number)
+        # one ticket a position, however the stream is batched; the smallest stay
+        drawn = np.concatenate([drawn, tickets.random(len(vectors))])
+        kept = torch.cat([kept, vectors])
+        if len(kept) > 2 * max_vectors:
+            smallest = np.sort(drawn.argpartition(max_vectors)[:max_vectors])
+            kept, drawn = kept[smallest], drawn[smallest]
+    if not len(kept):
+        raise ValueError("batches held no vectors: the keys need at least one hidden state")
+    return kept[drawn.argsort(kind="stable")[:max_vectors]]
+
+
+def _real_vectors(batch: Tensor | tuple[Tensor, Tensor], dim: int, number: int) -> Tensor:
+    vectors, mask = batch if isinstance(batch, tuple) else (batch, torch.ones(batch.shape[:-1]))
+    if vectors.shape[-1:] != (dim,) or mask.shape != vectors.shape[:-1]:
+        raise ValueError(
+            f"batch {number} has shape {tuple(vectors.shape)} and a mask {tuple(mask.shape)}, "
+            f"expected (..., {dim}) and (...)"
+        )
+    vectors = vectors.detach()[mask.bool().to(vectors.device)].float().cpu()
+    require_finite(vectors, f"batch {number}")
+    return vectors
+
+
+def _first_of_equal(sample: Tensor) -> Tensor:
+    """Return the rows, in their order, that equal no row before them."""
+    weights = torch.rand(sample.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    # equal rows have equal sums, others as good as never
+    sums = torch.cat([(part.double() * weights.to(part.device)).sum(1) for part in sample.split(8192)])
+    _, group = sums.unique(return_inverse=True)
+    first = torch.full_like(group, len(group)).scatter_reduce(
+        0, group, torch.arange(len(group), device=group.device), "amin"
+    )
+    return first[: int(group.max()) + 1].sort().values
+
+
+def _spread(sample: Tensor) -> Tensor:
+    """Measure the standard deviation of each dimension; 1 for those that an encoder has switched off."""
+    std = sample.std(0, correction=0)
+    # MiniLM's last layer norm switches a dimension off but for 6e-9, by which a student's, which has it on, must
+    # not be divided
+    varies = (std > 1e-6 * sample.mean(0).abs().clamp_min(1e-6)) & (std > 1e-2 * std.median())
+    return torch.where(varies, std, torch.ones_like(std))

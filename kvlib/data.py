@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
-from kvlib.profiles import REVISIONS
+from kvlib.pretrained import REVISIONS
 
-MINI_GLUE = Path(__file__).resolve().parents[1] / "data" / "mini_glue"
+MINI_GLUE = Path(str(resources.files("kvlib.mini_glue")))
 HUB_NAME = "nyu-mll/glue"
+# what a model is given of a batch
+MODEL_INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,8 @@ class Task:
         Class names in the order of the label numbers; empty for regression.
     metrics : tuple of str
         The official GLUE metrics; the first one selects the best epoch.
-    validation : tuple of str
-        Names of the validation splits; more than one only for MNLI.
-    test : tuple of str
-        Names of the test splits, whose labels are hidden (-1).
+    validation, test : tuple of str
+        Names of the splits, more than one only for MNLI; labels of test splits are hidden (-1).
     """
 
     name: str
@@ -85,32 +86,27 @@ TASKS: dict[str, Task] = {
 }
 
 
-def get_task(name: str) -> Task:
-    """Return the task called `name`.
-
-    Raises
-    ------
-    ValueError
-        If `name` is not one of the eight GLUE tasks; the message lists them.
-    """
-    if name not in TASKS:
-        raise ValueError(f"unknown task {name!r}: choose one of {', '.join(TASKS)}")
-    return TASKS[name]
+def get_task(task: str | Task) -> Task:
+    """Return the task of a name, or the task itself; raise ValueError, with the eight names, if there is none."""
+    if isinstance(task, Task):
+        return task
+    if task not in TASKS:
+        raise ValueError(f"unknown task {task!r}: choose one of {', '.join(TASKS)}")
+    return TASKS[task]
 
 
-def load_glue(task: str, source: str | Path | None = None) -> DatasetDict:
+def load_glue(task: str | Task, source: str | Path | None = None) -> DatasetDict:
     """Load one GLUE task with the hub's columns and label numbers.
 
     Parameters
     ----------
-    task : str
-        One of the eight names in `TASKS`.
+    task : str or Task
+        One of the eight in `TASKS`.
     source : str or pathlib.Path, optional
         ``"mini"`` (the default) for the data that ships with the course, ``"hub"`` for ``nyu-mll/glue``, or
         a folder that holds ``<task>/<split>.tsv`` (tab-separated, a header line, *no quoting*), ``.csv``
-        (with quoting), ``.jsonl`` or ``.parquet``. In a folder, ``idx`` may be missing (rows are then
-        numbered), test labels may be missing (they become -1), and test splits and MNLI's mismatched
-        validation split are optional.
+        (with quoting), ``.jsonl`` or ``.parquet``. There ``idx`` may be missing (rows are numbered), and test
+        labels, test splits and MNLI's mismatched validation split.
 
     Returns
     -------
@@ -126,23 +122,23 @@ def load_glue(task: str, source: str | Path | None = None) -> DatasetDict:
     FileNotFoundError
         For a missing folder or split, or if the hub cannot be reached.
     """
-    spec = get_task(task)
+    task = get_task(task)
     if source == "hub":
-        return _load_hub(spec)
-    folder = (MINI_GLUE if source in (None, "mini") else Path(source)) / task
+        return _load_hub(task)
+    folder = (MINI_GLUE if source in (None, "mini") else Path(source)) / task.name
     if not folder.is_dir():
         raise FileNotFoundError(
             f"no folder {folder}: source={str(source)!r} must be 'mini', 'hub', or a folder that holds "
-            f"{task}/train.tsv and {task}/{spec.validation[0]}.tsv (.csv, .jsonl or .parquet)"
+            f"{task.name}/train.tsv and {task.name}/{task.validation[0]}.tsv (.csv, .jsonl or .parquet)"
         )
-    paths = {name: _find_split(folder, name) for name in ("train", *spec.validation, *spec.test)}
-    for name in ("train", spec.validation[0]):
+    paths = {name: _find_split(folder, name) for name in ("train", *task.validation, *task.test)}
+    for name in ("train", task.validation[0]):
         if paths[name] is None:
             present = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
             raise FileNotFoundError(
                 f"{folder} has no split {name!r}: expected {name}.tsv, .csv, .jsonl or .parquet, found {present}"
             )
-    return DatasetDict({name: _read_split(path, spec) for name, path in paths.items() if path})
+    return DatasetDict({name: _read_split(path, task) for name, path in paths.items() if path})
 
 
 def _load_hub(task: Task) -> DatasetDict:
@@ -229,8 +225,10 @@ def _parse_labels(raw: pd.Series, path: Path, task: Task, is_test: bool) -> list
 
 def _parse_idx(raw: pd.Series, path: Path) -> list[int]:
     numbers = pd.to_numeric(raw, errors="coerce")
-    if numbers.isna().any() or numbers.duplicated().any():
-        row = int((numbers.isna() | numbers.duplicated()).to_numpy().argmax())
+    # NaN % 1 is NaN, and so no whole number either
+    wrong = (numbers % 1 != 0) | numbers.duplicated()
+    if wrong.any():
+        row = int(wrong.to_numpy().argmax())
         raise ValueError(f"{path}: row {row + 1} has idx {raw.iloc[row]!r}, expected whole numbers, each once")
     return numbers.astype(int).tolist()
 
@@ -253,7 +251,9 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 def _read_jsonl(path: Path) -> pd.DataFrame:
     rows = []
-    for number, line in enumerate(path.read_bytes().decode("utf-8-sig").splitlines(), start=1):
+    # not splitlines(), which also splits at characters that may stand inside a sentence: U+2028, U+0085
+    lines = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").rstrip("\n").split("\n")
+    for number, line in enumerate(lines, start=1):
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError as error:
@@ -270,23 +270,9 @@ _READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
 
 
 def hold_out(split: Dataset, fraction: float = 0.1, seed: int = 0) -> tuple[Dataset, Dataset]:
-    """Part a training split into rows to train on and rows to choose the best epoch by.
+    """Part a training split into rows to train on and a `fraction` to choose the best epoch by, stratified.
 
     The validation splits that are reported must not choose anything, hence this held-out part.
-
-    Parameters
-    ----------
-    split : datasets.Dataset
-        A training split.
-    fraction : float
-        Share of the rows that is held out, between 0 and 1.
-    seed : int
-        Seed of the shuffle; classes keep their shares.
-
-    Returns
-    -------
-    tuple of datasets.Dataset
-        The larger, training part and the held-out part.
     """
     stratify = "label" if isinstance(split.features["label"], ClassLabel) else None
     parts = split.train_test_split(fraction, seed=seed, stratify_by_column=stratify)
@@ -304,29 +290,40 @@ class CustomDataset(torch.utils.data.Dataset):
         A split of `load_glue`: text columns, ``label`` and ``idx``.
     tokenizer : transformers.PreTrainedTokenizerBase
         BERT's tokenizer; teacher and student share it.
-    task : str
-        One of the eight GLUE names.
+    task : str or Task
+        One of the eight GLUE tasks.
     max_length : int
         Longest sequence kept, in tokens, special tokens included.
     teacher_logits : torch.Tensor, optional
-        Teacher's logits, shape ``(len(split), num_labels)``, row by row in the order of `split`.
+        Shape ``(len(split), num_labels)``, row by row in the order of `split`.
+    teacher_states : torch.Tensor, optional
+        The teacher's last hidden states of all real tokens, row after row, ``(sum(lengths), dim)``, as
+        `kvlib.teacher.predict_states` gives them.
+
+    Attributes
+    ----------
+    labels, idx : list
+        Of each row.
+    lengths : numpy.ndarray
+        Real tokens of each row, shape ``(len(self),)``, int64.
 
     Raises
     ------
     ValueError
-        If a column is missing, or `teacher_logits` has another shape or is not finite.
+        If a column is missing, `teacher_logits` or `teacher_states` has another shape, or logits are not finite.
     """
 
     def __init__(
         self,
         split: Dataset,
         tokenizer: PreTrainedTokenizerBase,
-        task: str,
+        task: str | Task,
         max_length: int = 128,
         teacher_logits: torch.Tensor | None = None,
+        teacher_states: torch.Tensor | None = None,
     ) -> None:
         self.task = get_task(task)
-        _check_columns(f"the {task} split", split.column_names, self.task.columns)
+        _check_columns(f"the {self.task.name} split", split.column_names, self.task.columns)
         texts = [split[column][:] for column in self.task.text_columns]
         encoded = tokenizer(*texts, truncation="longest_first", max_length=max_length)
         self.inputs = {name: encoded[name] for name in tokenizer.model_input_names}
@@ -334,32 +331,17 @@ class CustomDataset(torch.utils.data.Dataset):
         self.idx = split["idx"][:]
         self.tokenizer = tokenizer
         self.max_length = max_length
-        self.teacher_logits = None
-        self.teacher_states = None
-        if teacher_logits is not None:
-            self.attach(teacher_logits)
-
-    def attach(self, teacher_logits: torch.Tensor, teacher_states: torch.Tensor | None = None) -> None:
-        """Attach what the teacher says of the rows.
-
-        Parameters
-        ----------
-        teacher_logits : torch.Tensor
-            ``(len(self), num_labels)``, in the order of the rows.
-        teacher_states : torch.Tensor, optional
-            Last hidden states of all real tokens, row after row, ``(sum(lengths), dim)``, as `predict_states`
-            gives them.
-
-        Raises
-        ------
-        ValueError
-            If a shape is another, or logits are not finite.
-        """
+        self.lengths = np.array([len(ids) for ids in self.inputs["input_ids"]], dtype=np.int64)
+        self._ends = self.lengths.cumsum()
+        self.teacher_logits = None if teacher_logits is None else self._checked_logits(teacher_logits)
         if teacher_states is not None and len(teacher_states) != self.lengths.sum():
             raise ValueError(
                 f"teacher_states has {len(teacher_states)} rows, expected one for each of the "
                 f"{self.lengths.sum()} real tokens; compute them again"
             )
+        self.teacher_states = teacher_states
+
+    def _checked_logits(self, teacher_logits: torch.Tensor) -> torch.Tensor:
         expected = (len(self), self.task.num_labels)
         if tuple(teacher_logits.shape) != expected:
             raise ValueError(
@@ -368,9 +350,7 @@ class CustomDataset(torch.utils.data.Dataset):
             )
         if not torch.isfinite(teacher_logits).all():
             raise ValueError("teacher_logits holds NaN or infinity; compute them again")
-        self.teacher_logits = teacher_logits.float().cpu()
-        self.teacher_states = teacher_states
-        self._ends = np.concatenate([[0], np.cumsum(self.lengths)])
+        return teacher_logits.float().cpu()
 
     def __len__(self) -> int:
         return len(self.idx)
@@ -381,27 +361,20 @@ class CustomDataset(torch.utils.data.Dataset):
         if self.teacher_logits is not None:
             example["teacher_logits"] = self.teacher_logits[row].tolist()
         if self.teacher_states is not None:
-            example["teacher_states"] = self.teacher_states[self._ends[row] : self._ends[row + 1]]
+            end = self._ends[row]
+            example["teacher_states"] = self.teacher_states[end - self.lengths[row] : end]
         return example
 
     def collate(self, examples: list[dict]) -> dict[str, torch.Tensor]:
         """Pad `examples` to the longest of them.
 
-        Returns
-        -------
-        dict of torch.Tensor
-            ``input_ids``, ``token_type_ids``, ``attention_mask`` (B, T) int64; ``labels`` (B,) int64, or
-            float32 for regression; ``idx`` (B,) int64. If attached, ``teacher_logits`` (B, num_labels) float32 and
-            ``teacher_states`` (N, dim), row after row and without padding.
+        Returns ``input_ids``, ``token_type_ids``, ``attention_mask`` (B, T) int64, ``labels`` (B,) int64, or
+        float32 for regression, ``idx`` (B,) int64; if there are any, ``teacher_logits`` (B, num_labels) float32
+        and ``teacher_states`` (N, dim), row after row and without padding.
         """
         states = [example.pop("teacher_states") for example in examples if "teacher_states" in example]
         batch = dict(DataCollatorWithPadding(self.tokenizer)(examples))
         return batch | {"teacher_states": torch.cat(states)} if states else batch
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Number of real tokens of each row, shape ``(len(self),)``."""
-        return np.array([len(ids) for ids in self.inputs["input_ids"]])
 
     @property
     def fingerprint(self) -> str:

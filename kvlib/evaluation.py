@@ -1,38 +1,31 @@
 """Score models and baselines, with what a reader needs to judge the numbers."""
 
-import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from datasets import Dataset
-from scipy.sparse import spmatrix
+from scipy.stats import bootstrap
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from torch.utils.benchmark import Timer
 from transformers import PreTrainedModel
 
-from kvlib.data import CustomDataset, Task, get_task
-from kvlib.discretized import DiscretizedModel
+from kvlib.data import MODEL_INPUTS, CustomDataset, Task, get_task
 from kvlib.metrics import compute_metrics
-from kvlib.student import DistilBERTwithBottleNeck
+from kvlib.student import DistilBERTwithBottleNeck, EncoderWithBottleNeck
 from kvlib.teacher import predict_logits, predict_states
 
 
 def evaluate(model: PreTrainedModel, dataset: CustomDataset) -> dict[str, float]:
     """Score `model` on `dataset` with `compute_metrics`."""
-    return compute_metrics(dataset.task.name, predict_logits(model, dataset).numpy(), np.asarray(dataset.labels))
+    return compute_metrics(dataset.task, predict_logits(model, dataset).numpy(), np.asarray(dataset.labels))
 
 
-def majority_predictions(train_labels: Sequence[float], task: str, rows: int) -> np.ndarray:
-    """Predict the most frequent training class for every row, or the mean training score for STS-B.
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape ``(rows,)``.
-    """
+def majority_predictions(train_labels: Sequence[float], task: str | Task, rows: int) -> np.ndarray:
+    """Predict the most frequent training class for every row, or for STS-B the mean score: ``(rows,)``."""
     if get_task(task).is_regression:
         return np.full(rows, np.mean(train_labels))
     return np.full(rows, np.bincount(np.asarray(train_labels)).argmax())
@@ -43,44 +36,27 @@ def joined_texts(split: Dataset, task: Task) -> list[str]:
     return [" ".join(texts) for texts in zip(*(split[column][:] for column in task.text_columns), strict=True)]
 
 
-def tfidf_predictions(train: Dataset, split: Dataset, task: str) -> np.ndarray:
-    """Predict `split` from TF-IDF of 1- and 2-grams of the joined text.
+def _linear_model(task: Task) -> LogisticRegression | Ridge:
+    return Ridge() if task.is_regression else LogisticRegression(max_iter=1000)
 
-    Logistic regression for classification, ridge for STS-B, scikit-learn's defaults: a baseline that knows
-    words but neither order beyond a neighbour nor meaning.
 
-    Returns
-    -------
-    numpy.ndarray
-        Shape ``(len(split),)``: class numbers or scores.
+def tfidf_predictions(train: Dataset, split: Dataset, task: str | Task) -> np.ndarray:
+    """Predict `split` from TF-IDF of 1- and 2-grams of the joined text: class numbers or scores, ``(N,)``.
+
+    Logistic regression, or ridge for STS-B: it knows words but neither order beyond a neighbour nor meaning.
     """
-    spec = get_task(task)
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2))
-    features: spmatrix = vectorizer.fit_transform(joined_texts(train, spec))
-    model = Ridge() if spec.is_regression else LogisticRegression(max_iter=1000)
-    model.fit(features, train["label"][:])
-    return model.predict(vectorizer.transform(joined_texts(split, spec)))
+    task = get_task(task)
+    model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), _linear_model(task))
+    model.fit(joined_texts(train, task), train["label"][:])
+    return model.predict(joined_texts(split, task))
 
 
 def probe_predictions(student: DistilBERTwithBottleNeck, train: CustomDataset, split: CustomDataset) -> np.ndarray:
-    """Predict `split` from a linear model on a frozen encoder's mean hidden states: a linear probe.
+    """Predict `split` from a linear model on a student's mean hidden states: class numbers or scores, ``(N,)``.
 
-    Logistic regression for classification, ridge for STS-B, on standardised features, scikit-learn's defaults.
-
-    Parameters
-    ----------
-    student : DistilBERTwithBottleNeck
-        Without a bottleneck; only its encoder is used.
-    train, split : CustomDataset
-        Rows to fit on and rows to predict.
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape ``(len(split),)``: class numbers or scores.
+    Logistic regression, or ridge for STS-B, on standardised features, scikit-learn's defaults.
     """
-    model = Ridge() if train.task.is_regression else LogisticRegression(max_iter=1000)
-    probe = make_pipeline(StandardScaler(), model)
+    probe = make_pipeline(StandardScaler(), _linear_model(train.task))
     probe.fit(_sentence_vectors(student, train), train.labels)
     return probe.predict(_sentence_vectors(student, split))
 
@@ -92,24 +68,17 @@ def _sentence_vectors(student: DistilBERTwithBottleNeck, dataset: CustomDataset)
 
 
 def key_agreement(
-    teacher: DiscretizedModel, student: DiscretizedModel, dataset: CustomDataset
+    teacher: EncoderWithBottleNeck, student: EncoderWithBottleNeck, dataset: CustomDataset
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Say how often a student fires the key that its teacher fires.
+    """Measure how often a student fires the key that its teacher fires.
 
     Means something only where both have the same keys (`DistilBERTwithBottleNeck.carry_keys`); else it is chance.
-
-    Parameters
-    ----------
-    teacher, student : BERTwithBottleNeck, DistilBERTwithBottleNeck
-        With as many codebooks, both pooling after the search.
-    dataset : CustomDataset
-        The rows on whose tokens they are compared.
 
     Returns
     -------
     agreement, error : numpy.ndarray
-        Shape ``(C,)`` each: the share of tokens with the same key index, and the student's quantisation error
-        (mean squared distance to the key over the variance of its vectors).
+        ``(C,)`` each: the share of tokens with the same key index, and the student's quantisation error (mean
+        squared distance to the key over the variance of its vectors).
     """
     states = torch.cat(list(student.hidden_states(dataset)))
     fired = student.bottleneck.quantize(states)
@@ -126,7 +95,7 @@ def bootstrap_interval(
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Say how far a score could lie elsewhere had other validation rows been drawn.
+    """Measure how far a score could lie elsewhere had other validation rows been drawn.
 
     Percentile bootstrap over rows (Efron 1979). It does not cover the spread over training seeds.
 
@@ -134,48 +103,48 @@ def bootstrap_interval(
     ----------
     metric : callable
         Takes predictions and labels, returns one number.
-    predictions : numpy.ndarray
-        ``(N, ...)``.
-    labels : numpy.ndarray
-        ``(N,)``.
+    predictions, labels : numpy.ndarray
+        ``(N, ...)`` and ``(N,)``; for a difference of two systems on the same rows, predictions of both.
     level : float
         Share of the resamples inside the interval.
     resamples, seed : int
-        Number of resamples and their seed.
+        Number of resamples and the seed for them.
 
     Returns
     -------
     tuple of float
         Lower and upper end.
     """
-    generator = np.random.default_rng(seed)
-    rows = generator.integers(len(labels), size=(resamples, len(labels)))
-    scores = [metric(predictions[row], labels[row]) for row in rows]
-    low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    # rows are what is drawn; a batch of one resample keeps memory at that of one
+    found = bootstrap(
+        (np.arange(len(labels)),),
+        lambda rows: metric(predictions[rows], labels[rows]),
+        n_resamples=resamples,
+        batch=1,
+        vectorized=False,
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def model_size(model: PreTrainedModel) -> dict[str, float]:
     """Count a model's parameters and trainable parameters (millions) and its megabytes, buffers included."""
-    parameters = list(model.parameters())
-    tensors = parameters + list(model.buffers())
     return {
-        "parameters_m": sum(p.numel() for p in parameters) / 1e6,
-        "trainable_m": sum(p.numel() for p in parameters if p.requires_grad) / 1e6,
-        "megabytes": sum(t.numel() * t.element_size() for t in tensors) / 1e6,
+        "parameters_m": model.num_parameters() / 1e6,
+        "trainable_m": model.num_parameters(only_trainable=True) / 1e6,
+        "megabytes": model.get_memory_footprint() / 1e6,
     }
 
 
-@torch.inference_mode()
-def latency(model: PreTrainedModel, dataset: CustomDataset, rows: int = 32, repeats: int = 10) -> float:
-    """Measure the median seconds that `model` takes for one batch of the first `rows` rows."""
+@torch.no_grad()
+def latency(model: PreTrainedModel, dataset: CustomDataset, rows: int = 32, seconds: float = 0.5) -> float:
+    """Measure the median seconds that `model` takes for a batch of the first `rows` rows; a GPU is waited for."""
     batch = dataset.collate([dataset[row] for row in range(min(rows, len(dataset)))])
-    inputs = {name: batch[name].to(model.device) for name in ("input_ids", "token_type_ids", "attention_mask")}
-    model.eval()
-    model(**inputs)
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        model(**inputs)
-        seconds.append(time.perf_counter() - start)
-    return float(np.median(seconds))
+    inputs = {name: batch[name].to(model.device) for name in MODEL_INPUTS}
+    # the Timer would otherwise use one thread
+    timer = Timer(
+        "model(**inputs)", globals={"model": model.eval(), "inputs": inputs}, num_threads=torch.get_num_threads()
+    )
+    return timer.blocked_autorange(min_run_time=seconds).median

@@ -1,27 +1,16 @@
 """Look inside a model with a bottleneck: which keys fired, and what their values did to the logits."""
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from kvlib.data import CustomDataset
-from kvlib.discretized import DiscretizedModel
+from kvlib.student import EncoderWithBottleNeck
 from kvlib.training import KeyIndexDataset
 
 
-def __getattr__(name: str) -> Any:
-    # the widget is built from the functions below, so this module cannot import it first
-    if name == "Explorer":
-        from kvlib.explorer import Explorer
-
-        return Explorer
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def require_bottleneck(model: DiscretizedModel) -> None:
+def require_bottleneck(model: EncoderWithBottleNeck) -> None:
     """Raise ValueError if `model` has no keys to look at."""
     if not getattr(model, "has_bottleneck", False):
         raise ValueError("this model has no bottleneck: explain the one that discretize returned")
@@ -29,19 +18,19 @@ def require_bottleneck(model: DiscretizedModel) -> None:
 
 @torch.inference_mode()
 def explain(
-    model: DiscretizedModel, tokenizer: PreTrainedTokenizerBase, text: str, text_pair: str | None = None
+    model: EncoderWithBottleNeck, tokenizer: PreTrainedTokenizerBase, text: str, text_pair: str | None = None
 ) -> pd.DataFrame:
     """Take the logits of one example apart, token by token and codebook by codebook.
 
-    The decoder is linear in the values, so every fired key adds its own push to each logit, and the pushes
-    sum to the logits exactly (up to rounding).
+    The decoder is linear in the values, so every fired key adds its own push to each logit (its *logit
+    contribution*), and the pushes sum to the logits exactly (up to rounding).
 
     Parameters
     ----------
     model : BERTwithBottleNeck or DistilBERTwithBottleNeck
         With a bottleneck.
     tokenizer : transformers.PreTrainedTokenizerBase
-        Its tokenizer.
+        Its tokenizer, whose ``model_max_length`` says how many tokens are read.
     text, text_pair : str
         One sentence or a pair.
 
@@ -62,8 +51,9 @@ def explain(
     require_bottleneck(model)
     if not text.strip():
         raise ValueError("the text is empty: type a sentence")
-    limit = model.config.max_position_embeddings
-    encoded = tokenizer(text, text_pair, truncation=True, max_length=limit, return_tensors="pt")
+    encoded = tokenizer(
+        text, text_pair, truncation=True, max_length=longest_input(model, tokenizer), return_tensors="pt"
+    )
     states, mask = model.encode(**encoded.to(model.device))
     bottleneck = model.bottleneck
     keys = bottleneck.quantize(states)  # (N, C)
@@ -96,7 +86,12 @@ def explain(
     return frame
 
 
-def _pushes(model: DiscretizedModel, keys: torch.Tensor) -> torch.Tensor:
+def longest_input(model: EncoderWithBottleNeck, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return how many tokens are read of a text: as many as in training, which the tokenizer was saved with."""
+    return min(tokenizer.model_max_length, model.config.max_position_embeddings)
+
+
+def _pushes(model: EncoderWithBottleNeck, keys: torch.Tensor) -> torch.Tensor:
     """Part each logit among tokens and codebooks: key indices ``(N, C)`` to ``(N, C, num_labels)``."""
     tokens, codebooks = keys.shape
     values = model.bottleneck.lookup(keys)  # (N, C, dim_value)
@@ -108,11 +103,6 @@ def _pushes(model: DiscretizedModel, keys: torch.Tensor) -> torch.Tensor:
 
 def shared_keys(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     """Compare which keys the tokens of two explained examples fire.
-
-    Parameters
-    ----------
-    first, second : pandas.DataFrame
-        Two results of `explain` from the same student.
 
     Returns
     -------
@@ -133,17 +123,16 @@ def shared_keys(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
 
 
 def edit(
-    model: DiscretizedModel,
+    model: EncoderWithBottleNeck,
     frame: pd.DataFrame,
     codebook: int,
     key: int,
     strength: float = 1.0,
     value_of: int | None = None,
 ) -> pd.DataFrame:
-    """Push as if one key had another value: switched off, weaker, stronger, or that of another key.
+    """Give one key another value: switched off, weaker, stronger, or that of another key.
 
-    Every token that fires the key is affected, as in a model whose value was changed. The model itself stays
-    as it is.
+    Every token that fires the key is affected, as in a model whose value was changed. The model stays as it is.
 
     Parameters
     ----------
@@ -189,15 +178,10 @@ def edit(
 def compare_logits(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     """Sum the pushes of an explained example before and after `edit`.
 
-    Parameters
-    ----------
-    before, after : pandas.DataFrame
-        As `explain` and `edit` give them.
-
     Returns
     -------
     pandas.DataFrame
-        One row a label: ``label``, ``before``, ``after`` and ``change`` (logits); with two labels or more also
+        One row a ``label``: ``before``, ``after`` and ``change`` (logits); with two labels or more also
         ``probability_before`` and ``probability_after`` (their softmax).
     """
     labels = push_columns(before)
@@ -222,30 +206,26 @@ def similar_by_key(
 
     Parameters
     ----------
-    training : CustomDataset
-        The sentences.
-    fired : KeyIndexDataset
-        Their key indices, which are made once.
-    codebook, key : int
-        The key.
-    limit : int
-        Rows, at most.
+    training, fired : CustomDataset, KeyIndexDataset
+        The sentences, and their key indices.
+    codebook, key, limit : int
+        The key, and how many rows at most.
 
     Returns
     -------
     pandas.DataFrame
         One row a sentence (or pair): ``row`` (in `training`), ``times`` (tokens that fire the key), ``tokens``
-        (which ones, each once) and ``text`` (as the model reads it; " / " between a pair). Ties in the order of
-        `training`. No row if the key is never fired.
+        (which, each once) and ``text`` (as the model reads it; " / " between a pair). Ties in the order of
+        `training`.
 
     Raises
     ------
     ValueError
         If `fired` was made from other sentences.
     """
-    one_state = len(fired.key_indices) == len(training)
-    sizes = np.ones(len(training), dtype=np.int64) if one_state else training.lengths
-    if list(fired.idx) != list(training.idx) or sizes.sum() != len(fired.key_indices):
+    one_state = bool((fired.lengths == 1).all())
+    sizes = fired.lengths
+    if list(fired.idx) != list(training.idx) or not (one_state or (sizes == training.lengths).all()):
         raise ValueError("fired was made from another split than training: make it with KeyIndexDataset again")
     starts = np.cumsum(sizes) - sizes
     places = (fired.key_indices[:, codebook].long() == key).nonzero().flatten().numpy()
@@ -262,21 +242,13 @@ def similar_by_key(
 
 
 @torch.inference_mode()
-def strongest_keys(model: DiscretizedModel, codebook: int) -> pd.DataFrame:
+def strongest_keys(model: EncoderWithBottleNeck, codebook: int) -> pd.DataFrame:
     """Find the key of a codebook whose value pushes each logit furthest up.
-
-    Parameters
-    ----------
-    model : BERTwithBottleNeck or DistilBERTwithBottleNeck
-        With a bottleneck.
-    codebook : int
-        0 to C - 1.
 
     Returns
     -------
     pandas.DataFrame
-        One row a label: ``label``, ``key`` and ``push``, that of a token which fires the key in a text of one
-        token (divide by T for T tokens).
+        One row a ``label``: ``key`` and ``push``, in a text of one token (divide by T for T tokens).
     """
     size, books = model.bottleneck.codebook_size, model.bottleneck.num_codebooks
     keys = torch.arange(size, device=model.device).unsqueeze(1).expand(-1, books)  # (K, C)

@@ -20,43 +20,32 @@ def distillation_loss(
               + (1 - \alpha) \, \mathrm{CE}(p_{student}, y),
               \quad p^{T} = \mathrm{softmax}(z / T)
 
-    Both terms are means over the batch. With one logit (regression, STS-B) the first term is the squared
-    error to the teacher's score, the second the squared error to the label; the temperature has no part.
+    Both terms are means over the batch (Hinton, Vinyals & Dean 2015, section 2). With one logit (regression,
+    STS-B) the first is the squared error to the teacher's score, the second that to the label; the temperature has
+    no part.
 
     Parameters
     ----------
-    student_logits : torch.Tensor
-        Shape ``(B, num_labels)``, floating point.
-    teacher_logits : torch.Tensor or None
-        Same shape, taken without gradient. None only if `alpha` is 0.
+    student_logits, teacher_logits : torch.Tensor
+        ``(B, num_labels)``; the teacher's are taken without gradient, and may be None if `alpha` is 0.
     labels : torch.Tensor, optional
-        Shape ``(B,)``: class numbers (int64), or scores for regression. None only if `alpha` is 1.
+        ``(B,)``: class numbers (int64), or scores for regression. None only if `alpha` is 1.
     temperature : float
         T > 0; larger values soften both distributions.
     alpha : float
         Weight of the *teacher's* (soft) loss, from 0 to 1. Some libraries mean the opposite.
 
-    Returns
-    -------
-    torch.Tensor
-        A scalar.
-
     Raises
     ------
     ValueError
-        For a temperature that is not positive, an alpha outside 0 to 1, shapes that disagree, or a term whose
-        input is missing.
-
-    References
-    ----------
-    Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2 (the factor T²).
+        For a temperature or an alpha out of range, shapes that disagree, or a term whose input is missing.
     """
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}, expected a positive number")
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is {alpha}, expected the weight of the teacher's loss, from 0 to 1")
     if alpha > 0 and teacher_logits is None:
-        raise ValueError(f"alpha is {alpha} but there are no teacher_logits; attach them or use alpha=0")
+        raise ValueError(f"alpha is {alpha} but there are no teacher_logits; pass them or use alpha=0")
     if alpha < 1 and labels is None:
         raise ValueError(f"alpha is {alpha} but there are no labels; pass them or use alpha=1")
     if teacher_logits is not None and teacher_logits.shape != student_logits.shape:
@@ -91,26 +80,9 @@ def _label_loss(student_logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def hidden_state_loss(student_states: Tensor, teacher_states: Tensor) -> Tensor:
-    """Take one minus the cosine between hidden states, averaged over tokens.
+    """Take one minus the cosine between hidden states ``(N, dim)``, averaged over tokens: 0 to 2.
 
-    Parameters
-    ----------
-    student_states, teacher_states : torch.Tensor
-        Last hidden states of the same real tokens, ``(N, dim)``; the teacher's are taken without gradient.
-
-    Returns
-    -------
-    torch.Tensor
-        A scalar from 0 (same directions) to 2.
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ.
-
-    References
-    ----------
-    Sanh et al., "DistilBERT", 2019, section 3.
+    DistilBERT's (Sanh et al. 2019, section 3); no gradient reaches the teacher's states.
     """
     _same_shape(student_states, teacher_states)
     return 1 - F.cosine_similarity(student_states.float(), teacher_states.detach().float(), dim=-1).mean()
@@ -140,15 +112,9 @@ def alignment_loss(
         The teacher's, its keys frozen.
     student_states, teacher_states : torch.Tensor
         Last hidden states of the same real tokens, ``(N, dim)``; the teacher's are taken without gradient.
-    key_weight : float
-        w, weight of the cross-entropy on the teacher's key indices. Its memory is that of ``(C, N, K)`` numbers.
-    key_temperature : float
+    key_weight, key_temperature : float
+        w, weight of the cross-entropy on key indices, which takes ``(C, N, K)`` numbers of memory; and
         :math:`\tau`, in squared units of the bottleneck's vectors (standard deviations, if it standardises).
-
-    Returns
-    -------
-    torch.Tensor
-        A scalar.
 
     Raises
     ------

@@ -6,16 +6,16 @@ import numpy as np
 from scipy.stats import ConstantInputWarning, pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from kvlib.data import get_task
+from kvlib.data import Task, get_task
 
 
-def compute_metrics(task: str, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def compute_metrics(task: str | Task, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Score predictions as GLUE does.
 
     Parameters
     ----------
-    task : str
-        One of the eight GLUE names.
+    task : str or Task
+        One of the eight GLUE tasks.
     predictions : numpy.ndarray
         Logits ``(N, num_labels)``, or class numbers ``(N,)``; for STS-B scores ``(N,)`` or ``(N, 1)``.
     labels : numpy.ndarray
@@ -34,7 +34,7 @@ def compute_metrics(task: str, predictions: np.ndarray, labels: np.ndarray) -> d
     ValueError
         If shapes disagree, there are no rows, predictions are not finite, or a label is hidden (-1).
     """
-    spec = get_task(task)
+    task = get_task(task)
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     if len(labels) == 0 or labels.ndim != 1 or len(predictions) != len(labels):
         raise ValueError(
@@ -44,18 +44,18 @@ def compute_metrics(task: str, predictions: np.ndarray, labels: np.ndarray) -> d
         raise ValueError("predictions hold NaN or infinity: look at the training loss")
     if (labels == -1).any():
         raise ValueError("labels hold -1: this split's labels are hidden; score a validation split instead")
-    if spec.is_regression:
+    if task.is_regression:
         if predictions.size != len(labels):
-            raise ValueError(f"{task} needs one score a row, got predictions of shape {predictions.shape}")
+            raise ValueError(f"{task.name} needs one score a row, got predictions of shape {predictions.shape}")
         return _correlations(predictions.reshape(-1), labels)
     if predictions.ndim == 2:
-        if predictions.shape[1] != spec.num_labels:
+        if predictions.shape[1] != task.num_labels:
             raise ValueError(
-                f"{task} needs {spec.num_labels} logits a row ({', '.join(spec.label_names)}), "
+                f"{task.name} needs {task.num_labels} logits a row ({', '.join(task.label_names)}), "
                 f"got predictions of shape {predictions.shape}"
             )
         predictions = predictions.argmax(axis=1)
-    average = "binary" if spec.num_labels == 2 else "macro"
+    average = "binary" if task.num_labels == 2 else "macro"
     return {
         "accuracy": float(accuracy_score(labels, predictions)),
         "f1": float(f1_score(labels, predictions, average=average, zero_division=0)),

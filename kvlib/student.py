@@ -1,27 +1,37 @@
-"""The student: a DistilBERT encoder, then either a plain head or a discrete key-value bottleneck.
+"""Encoders with a bottleneck: the student, and the teacher that has one.
 
 Shape comments: B examples, T tokens, N real tokens of a batch, C codebooks.
 """
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
+    BertConfig,
+    BertModel,
+    BertPreTrainedModel,
     DistilBertConfig,
     DistilBertModel,
     DistilBertPreTrainedModel,
+    PreTrainedConfig,
+    PreTrainedModel,
 )
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
 
-from kvlib.data import CustomDataset, get_task
-from kvlib.discretized import (
-    BERTwithBottleNeck,
-    BottleneckConfig,
-    BottleneckOutput,
-    DiscretizedModel,
-    pool_real_tokens,
-)
-from kvlib.teacher import BERTbase, label_config, resolve_checkpoint
+from kvlib.bottleneck import DiscreteKeyValueBottleneck, draw_positions
+from kvlib.data import CustomDataset, Task, get_task
+from kvlib.machine import process_state
+from kvlib.pretrained import resolve_checkpoint
+from kvlib.teacher import BERTbase, label_config, model_outputs
 
 # BERT's name of a weight inside a layer -> DistilBERT's
 _LAYER_NAMES = {
@@ -36,26 +46,338 @@ _LAYER_NAMES = {
 }
 
 
-class DistilBERTwithBottleNeckConfig(BottleneckConfig, DistilBertConfig):
-    """DistilBERT's config and the shape of the bottleneck, see `BottleneckConfig`.
+class BottleneckConfig(PreTrainedConfig):
+    """The shape of a bottleneck behind an encoder; further fields as in `DiscreteKeyValueBottleneck`.
 
     Parameters
     ----------
-    has_bottleneck : bool
-        False for the plain student of stage 2, True for the discretised one of stage 3.
+    pooling : {"mean", "cls"}
+        What stands for the sentence: the mean over its real tokens or its [CLS] token.
+    pool : {"before", "after"}
+        Whether hidden states are pooled before the search (one set of keys fires a sentence) or values after it.
+    decoder : {"mean", "linear"}
+        ``"mean"`` takes the mean of the values over the codebooks as logits; ``"linear"`` is dropout and a linear
+        layer on the concatenated values.
     """
+
+    keys_to_ignore_at_inference = ("key_indices", "packed_states")
+
+    pooling: str = "mean"
+    pool: str = "after"
+    decoder: str = "mean"
+    num_codebooks: int = 64
+    codebook_size: int = 4096
+    projection: str = "chunk"
+    dim_key: int | None = None
+    standardize: bool = True
+
+
+@dataclass
+class BottleneckOutput(ModelOutput):
+    """What a model with a bottleneck returns.
+
+    Parameters
+    ----------
+    loss, logits, hidden_states, attentions
+        As everywhere in transformers.
+    key_indices : torch.Tensor, optional
+        Keys that fired (codes), int64, -1 at padding: ``(B, T, C)``, or ``(B, 1, C)`` when hidden states are
+        pooled before the search. None without a bottleneck.
+    packed_states : torch.Tensor, optional
+        What enters the bottleneck, ``(N, dim)``, one row a real token, in order; None where key indices were
+        given.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    key_indices: Tensor | None = None
+    packed_states: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+def pool_real_tokens(states: Tensor, attention_mask: Tensor) -> Tensor:
+    """Take the mean of each example's real tokens: ``(N, ...)``, packed in their order, to ``(B, ...)``."""
+    real = attention_mask.bool()
+    rows = real.nonzero()[:, 0]  # (N,) the example of each real token
+    sums = states.new_zeros(len(real), *states.shape[1:]).index_add(0, rows, states)
+    return sums / real.sum(1).view(-1, *[1] * (states.dim() - 1))
+
+
+class EncoderWithBottleNeck(PreTrainedModel):
+    """An encoder, a discrete key-value bottleneck and a decoder: what teacher and student have in common."""
+
+    # key search in half precision picks other keys
+    _keep_in_fp32_modules_strict = ["bottleneck"]  # noqa: RUF012 (transformers' own declaration)
+
+    has_bottleneck = True
+
+    def _run_encoder(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None, **options: Any
+    ) -> BaseModelOutput:
+        raise NotImplementedError
+
+    def _check_options(self) -> None:
+        for name, allowed in (
+            ("pooling", ("mean", "cls")),
+            ("pool", ("before", "after")),
+            ("decoder", ("mean", "linear")),
+        ):
+            found = getattr(self.config, name)
+            if found not in allowed:
+                raise ValueError(f"{name} is {found!r}, expected one of {', '.join(allowed)}")
+
+    def _add_bottleneck(self) -> None:
+        config = self.config
+        self.bottleneck = DiscreteKeyValueBottleneck(
+            config.hidden_size,
+            config.num_codebooks,
+            config.codebook_size,
+            config.num_labels if config.decoder == "mean" else None,
+            config.projection,
+            config.dim_key,
+            config.standardize,
+        )
+        if config.decoder == "linear":
+            self.decoder = nn.Linear(self.bottleneck.values[:, 0].numel(), config.num_labels)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, DiscreteKeyValueBottleneck):
+            module.reset_parameters()
+
+    @classmethod
+    def _around(cls, encoder: nn.Module, config: PreTrainedConfig, seed: int) -> Self:
+        """Build a model with a bottleneck around a copy of a trained encoder."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = cls(config)
+        model.base_model.load_state_dict(encoder.state_dict())
+        return model.to(encoder.device).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode; the encoder behind a bottleneck stays frozen and in evaluation mode (no dropout)."""
+        super().train(mode)
+        if self.has_bottleneck:
+            self.base_model.eval().requires_grad_(False)
+        return self
+
+    def states_per_row(self, dataset: CustomDataset) -> np.ndarray:
+        """Count what enters the bottleneck for each row: its real tokens, or 1 where they are pooled before."""
+        one_state = self.config.pool == "before" or self.config.pooling == "cls"
+        return np.ones_like(dataset.lengths) if one_state else dataset.lengths
+
+    @torch.no_grad()
+    def hidden_states(
+        self, dataset: CustomDataset, batch_size: int = 64, rows: Sequence[int] | None = None
+    ) -> Iterator[Tensor]:
+        """Yield what enters the bottleneck, ``(N, dim)`` a batch, of `rows` in their order; by default of all."""
+        rows = range(len(dataset)) if rows is None else rows
+        for _, (states, _) in model_outputs(self, dataset, self.encode, batch_size, rows):
+            yield states
+
+    def sample_states(
+        self, dataset: CustomDataset, max_vectors: int = 65536, seed: int = 0, batch_size: int = 64
+    ) -> Tensor:
+        """Encode a uniform sample of the states that enter the bottleneck, and no row without one of them.
+
+        Which ones depends on the lengths of the rows and the seed alone. Of several processes each encodes its
+        share, and all get the whole sample.
+
+        Returns
+        -------
+        torch.Tensor
+            ``(M, dim)``, float32, M at most `max_vectors`, in the order of the positions, on the model's device.
+        """
+        state, sizes = process_state(), self.states_per_row(dataset)
+        ends = sizes.cumsum()
+        positions = np.sort(draw_positions(int(ends[-1]), max_vectors, seed))
+        rows = np.unique(ends.searchsorted(positions, side="right"))
+        # like lengths together, to save padding
+        rows = rows[dataset.lengths[rows].argsort(kind="stable")][state.process_index :: state.num_processes]
+        sample = torch.zeros(len(positions), self.config.hidden_size, device=self.device)
+        for part, (states, _) in model_outputs(self, dataset, self.encode, batch_size, rows):
+            here = np.concatenate([np.arange(ends[row] - sizes[row], ends[row]) for row in part])
+            place = positions.searchsorted(here).clip(max=len(positions) - 1)
+            drawn = positions[place] == here
+            sample[torch.from_numpy(place[drawn])] = states[torch.from_numpy(drawn)].float()
+        if state.num_processes > 1:
+            # a row that another process encodes is zero here: their sum gathers all
+            dist.all_reduce(sample)
+        return sample
+
+    def _fit_keys(self, dataset: CustomDataset, seed: int) -> Self:
+        """Fit keys on `dataset`, freeze them, and give those of the first process to all."""
+        self.bottleneck.init_keys([self.sample_states(dataset, seed=seed)], seed=seed)
+        self.bottleneck.freeze_keys()
+        if process_state().num_processes > 1:
+            for buffer in self.bottleneck.buffers():
+                dist.broadcast(buffer, src=0)
+        return self
+
+    def encode(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Run the encoder and leave padding behind.
+
+        Returns
+        -------
+        states, attention_mask : torch.Tensor
+            ``(N, dim)``, one row a real token, and ``(B, T)`` with N ones; ``(B, dim)`` and ``(B, 1)`` where there
+            is one state an example: pooled before the bottleneck, or [CLS].
+
+        Raises
+        ------
+        ValueError
+            If a row has no real token.
+        """
+        return self._encode(input_ids, attention_mask, token_type_ids)[:2]
+
+    def _encode(
+        self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None, **options: Any
+    ) -> tuple[Tensor, Tensor, BaseModelOutput]:
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        empty = attention_mask.sum(1) == 0
+        if empty.any():
+            raise ValueError(f"row {int(empty.nonzero()[0])} of the batch has no real token: check attention_mask")
+        encoded = self._run_encoder(input_ids, attention_mask, token_type_ids, **options)
+        states = encoded.last_hidden_state  # (B, T, dim)
+        one_state = attention_mask.new_ones(len(attention_mask), 1)
+        if self.config.pooling == "cls":
+            # the first real token, wherever the padding is
+            first = attention_mask.long().argmax(1)
+            return states[torch.arange(len(states), device=states.device), first], one_state, encoded
+        states = states[attention_mask.bool()]  # (N, dim)
+        if self.config.pool == "before":
+            return pool_real_tokens(states, attention_mask), one_state, encoded
+        return states, attention_mask, encoded
+
+    def decode(self, key_indices: Tensor) -> Tensor:
+        """Turn key indices ``(B, T, C)``, -1 at padding, into logits ``(B, num_labels)``."""
+        real = key_indices[..., 0] >= 0  # (B, T)
+        values = self.bottleneck.lookup(key_indices[real])  # (N, C, dim_value)
+        pooled = pool_real_tokens(values, real)  # (B, C, dim_value)
+        if self.config.decoder == "mean":
+            return pooled.mean(1)
+        # values stay in float32 where the rest of the model is in half precision
+        return self.decoder(self.dropout(pooled.flatten(1)).to(self.decoder.weight.dtype))
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        key_indices: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> BottleneckOutput:
+        """Classify.
+
+        Parameters
+        ----------
+        input_ids, attention_mask, token_type_ids : torch.Tensor
+            ``(B, T)`` int64, as BERT's tokenizer gives them; DistilBERT has no segments and ignores them.
+        key_indices : torch.Tensor, optional
+            Instead of these: what an earlier call returned, or rows of it. Skips encoder and search, whose result
+            is constant once both are frozen.
+        labels : torch.Tensor, optional
+            ``(B,)``: class numbers (int64), or scores for regression.
+        output_hidden_states, output_attentions : bool, optional
+            Whether to return those of each layer of the encoder.
+        """
+        options = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        states, encoded = None, None
+        if not self.has_bottleneck:
+            states, mask, encoded = self._encode(input_ids, attention_mask, token_type_ids, **options)
+            logits = self.classifier(self.dropout(pool_real_tokens(states, mask)))
+        else:
+            self.bottleneck.require_frozen()
+            if key_indices is None:
+                with torch.no_grad():
+                    states, mask, encoded = self._encode(input_ids, attention_mask, token_type_ids, **options)
+                found = self.bottleneck.quantize(states)  # (N, C)
+                key_indices = found.new_full((*mask.shape, found.shape[-1]), -1)
+                key_indices[mask.bool()] = found
+            logits = self.decode(key_indices)
+        return BottleneckOutput(
+            loss=None if labels is None else self.loss_function(labels, logits, self.config),
+            logits=logits,
+            key_indices=key_indices,
+            packed_states=states,
+            hidden_states=encoded.hidden_states if encoded else None,
+            attentions=encoded.attentions if encoded else None,
+        )
+
+
+class BERTwithBottleNeckConfig(BottleneckConfig, BertConfig):
+    """BERT's config and the shape of the bottleneck, see `BottleneckConfig`."""
+
+    model_type = "bert-with-bottleneck"
+
+
+class BERTwithBottleNeck(EncoderWithBottleNeck, BertPreTrainedModel):
+    """A fine-tuned BERT, frozen and discretised: a teacher whose keys a student can take over.
+
+    Build it with `from_teacher`; train its values on the labels.
+    """
+
+    config_class = BERTwithBottleNeckConfig
+
+    def __init__(self, config: BERTwithBottleNeckConfig) -> None:
+        super().__init__(config)
+        self._check_options()
+        self.loss_type = "ForSequenceClassification"
+        self.bert = BertModel(config, add_pooling_layer=False)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self._add_bottleneck()
+        self.post_init()
+
+    def _run_encoder(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None, **options: Any
+    ) -> BaseModelOutput:
+        return self.bert(input_ids, attention_mask, token_type_ids, **options)
+
+    @classmethod
+    def from_teacher(
+        cls,
+        teacher: BERTbase,
+        dataset: CustomDataset,
+        *,
+        num_codebooks: int = 64,
+        codebook_size: int = 4096,
+        seed: int = 0,
+        **options: object,
+    ) -> "BERTwithBottleNeck":
+        """Freeze a fine-tuned teacher's encoder and put a bottleneck with frozen keys behind it.
+
+        Parameters as in `DistilBERTwithBottleNeck.discretize`; the teacher's head and pooler are left behind.
+        """
+        shape = {"pooling": "mean", "num_codebooks": num_codebooks, "codebook_size": codebook_size}
+        config = cls.config_class.from_dict(teacher.config.to_dict() | shape | options)
+        encoder = BertModel(config, add_pooling_layer=False)
+        encoder.load_state_dict(
+            {name: weight for name, weight in teacher.bert.state_dict().items() if not name.startswith("pooler.")}
+        )
+        return cls._around(encoder.to(teacher.device), config, seed)._fit_keys(dataset, seed)
+
+
+class DistilBERTwithBottleNeckConfig(BottleneckConfig, DistilBertConfig):
+    """DistilBERT's config and the shape of the bottleneck, which the student of stage 2 has not yet."""
 
     model_type = "distilbert-with-bottleneck"
 
     has_bottleneck: bool = False
 
 
-class DistilBERTwithBottleNeck(DiscretizedModel, DistilBertPreTrainedModel):
+class DistilBERTwithBottleNeck(EncoderWithBottleNeck, DistilBertPreTrainedModel):
     """DistilBERT that ends in a plain head (stage 2) or in a discrete key-value bottleneck (stage 3).
 
-    Start it with `from_teacher` or `for_task`, train it, then turn it into its discretised self with
-    `discretize`. Saving, loading, `AutoModelForSequenceClassification` and ``pipeline("text-classification")``
-    work as for any transformers model once ``kvlib`` is imported.
+    Start it with `from_teacher` or `for_task`, train it, then turn it into its discretised self with `discretize`.
+    Saving, loading, `AutoModelForSequenceClassification` and ``pipeline("text-classification")`` work as for any
+    transformers model once ``kvlib`` is imported.
     """
 
     config_class = DistilBERTwithBottleNeckConfig
@@ -63,6 +385,7 @@ class DistilBERTwithBottleNeck(DiscretizedModel, DistilBertPreTrainedModel):
     def __init__(self, config: DistilBERTwithBottleNeckConfig) -> None:
         super().__init__(config)
         self._check_options()
+        self.loss_type = "ForSequenceClassification"
         self.has_bottleneck = config.has_bottleneck
         self.distilbert = DistilBertModel(config)
         self.dropout = nn.Dropout(config.seq_classif_dropout)
@@ -72,11 +395,13 @@ class DistilBERTwithBottleNeck(DiscretizedModel, DistilBertPreTrainedModel):
             self.classifier = nn.Linear(config.dim, config.num_labels)
         self.post_init()
 
-    def _run_encoder(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None) -> Tensor:
-        return self.distilbert(input_ids, attention_mask).last_hidden_state
+    def _run_encoder(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None, **options: Any
+    ) -> BaseModelOutput:
+        return self.distilbert(input_ids, attention_mask, **options)
 
     @classmethod
-    def for_task(cls, task: str, checkpoint: str, **options: object) -> "DistilBERTwithBottleNeck":
+    def for_task(cls, task: str | Task, checkpoint: str, **options: object) -> "DistilBERTwithBottleNeck":
         """Start a plain student from a pretrained DistilBERT, a folder or hub name."""
         return cls.from_pretrained(
             resolve_checkpoint(checkpoint),
@@ -90,7 +415,7 @@ class DistilBERTwithBottleNeck(DiscretizedModel, DistilBertPreTrainedModel):
     def from_teacher(
         cls, teacher: BERTbase, num_layers: int | None = None, **options: object
     ) -> "DistilBERTwithBottleNeck":
-        """Start a plain student from every other layer of a BERT teacher.
+        """Start a plain student from every other layer of a BERT teacher, whose head is left behind.
 
         DistilBERT has no segments: the embedding of segment 0, which BERT adds to every token of a first
         sentence, is folded into the position embeddings (Sanh et al. 2019 drop it).
@@ -98,7 +423,7 @@ class DistilBERTwithBottleNeck(DiscretizedModel, DistilBertPreTrainedModel):
         Parameters
         ----------
         teacher : BERTbase
-            Fine-tuned or not; only its encoder is copied, its head is not.
+            Fine-tuned or not.
         num_layers : int, optional
             Layers kept, evenly spaced from the first; half of the teacher's by default.
         **options
@@ -142,7 +467,7 @@ class DistilBERTwithBottleNeck(DiscretizedModel, DistilBertPreTrainedModel):
         seed: int = 0,
         **options: object,
     ) -> "DistilBERTwithBottleNeck":
-        """Return a new student: this one's encoder, frozen, and a bottleneck with frozen keys.
+        """Return a new student: this one's encoder, frozen, and a bottleneck with frozen keys and values at zero.
 
         Parameters
         ----------
@@ -151,36 +476,24 @@ class DistilBERTwithBottleNeck(DiscretizedModel, DistilBertPreTrainedModel):
         num_codebooks, codebook_size : int
             C and K.
         seed : int
-            Of the keys and of a linear decoder's weights.
+            Seed for the keys and a linear decoder's weights.
         **options
-            Further fields of the config: ``pooling``, ``pool``, ``decoder``, ``projection``, ``dim_key``,
-            ``standardize``.
-
-        Returns
-        -------
-        DistilBERTwithBottleNeck
-            With values at zero, so that all logits are equal until stage 3 has trained them.
+            Further fields of `BottleneckConfig`.
         """
         shape = {"num_codebooks": num_codebooks, "codebook_size": codebook_size, "has_bottleneck": True}
         config = self.config_class.from_dict(self.config.to_dict() | shape | options)
         return self._around(self.distilbert, config, seed)._fit_keys(dataset, seed)
 
     def carry_keys(self, teacher: BERTwithBottleNeck) -> "DistilBERTwithBottleNeck":
-        """Return a new student: this one's encoder, frozen, behind the teacher's own keys.
+        """Return a new student: this one's encoder, frozen, behind the teacher's own keys, with values at zero.
 
-        Standardisation, projection and keys are the teacher's, bit for bit; values start at zero. The keys mean
-        something to this encoder only if its hidden states were aligned to the teacher's before: see
-        `DistillationTrainer`.
-
-        Parameters
-        ----------
-        teacher : BERTwithBottleNeck
-            Its hidden states must be as wide as the student's.
+        Standardisation, projection and keys are the teacher's, bit for bit. They mean something to this encoder
+        only if its hidden states were aligned to the teacher's before: see `DistillationTrainer`.
 
         Raises
         ------
         ValueError
-            If the widths differ.
+            If the hidden states of the two differ in width.
         """
         source = teacher.config
         if source.hidden_size != self.config.dim:
@@ -195,20 +508,6 @@ class DistilBERTwithBottleNeck(DiscretizedModel, DistilBertPreTrainedModel):
         for name, buffer in teacher.bottleneck.named_buffers():
             own[name].copy_(buffer)
         return student
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        key_indices: Tensor | None = None,
-    ) -> BottleneckOutput:
-        """Classify; as `DiscretizedModel.forward`, and without a bottleneck through the plain head."""
-        if self.has_bottleneck:
-            return super().forward(input_ids, attention_mask, token_type_ids, key_indices)
-        states, mask = self.encode(input_ids, attention_mask)
-        logits = self.classifier(self.dropout(pool_real_tokens(states, mask)))
-        return BottleneckOutput(logits=logits, hidden_states=states)
 
 
 def _teacher_weights(teacher: BERTbase, num_layers: int) -> dict[str, Tensor]:
@@ -229,5 +528,7 @@ def _teacher_weights(teacher: BERTbase, num_layers: int) -> dict[str, Tensor]:
     return renamed
 
 
+AutoConfig.register(BERTwithBottleNeckConfig.model_type, BERTwithBottleNeckConfig)
+AutoModelForSequenceClassification.register(BERTwithBottleNeckConfig, BERTwithBottleNeck)
 AutoConfig.register(DistilBERTwithBottleNeckConfig.model_type, DistilBERTwithBottleNeckConfig)
 AutoModelForSequenceClassification.register(DistilBERTwithBottleNeckConfig, DistilBERTwithBottleNeck)

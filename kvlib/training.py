@@ -1,25 +1,149 @@
-"""Stages 2 and 3: train a student on its teacher's logits, first through the encoder, then on key indices."""
+"""Fine-tuning with the Trainer: on labels, on a teacher's logits, and on key indices in place of tokens."""
 
+import copy
 import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
+from huggingface_hub.utils import are_progress_bars_disabled
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from kvlib.bottleneck import DiscreteKeyValueBottleneck
-from kvlib.data import CustomDataset
-from kvlib.discretized import DiscretizedModel
+from kvlib.cache import cached_tensors, disk_errors, fingerprint
+from kvlib.checkpoints import last_complete, mark_complete, step_of
+from kvlib.data import MODEL_INPUTS, CustomDataset, Task
 from kvlib.loss import alignment_loss, distillation_loss, hidden_state_loss
-from kvlib.teacher import MODEL_INPUTS, GuardedTrainer, cached_tensors, fingerprint
+from kvlib.machine import process_state
+from kvlib.metrics import compute_metrics
+from kvlib.student import EncoderWithBottleNeck
+from kvlib.teacher import predict_packed
 
-STUDENT_INPUTS = (*MODEL_INPUTS, "key_indices")
+_INPUTS = (*MODEL_INPUTS, "key_indices")
+# epochs of one seed that come before those of the next: their orders never meet
+_EPOCHS_A_SEED = 1_000_003
 
 
-class DistillationTrainer(GuardedTrainer):
-    """`GuardedTrainer` with `distillation_loss`.
+class _LengthGrouped(LengthGroupedSampler):
+    """Shuffle by seed and epoch alone: the same order in every process, and again after a resume."""
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
+        super().__init__(batch_size, lengths=lengths)
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator = torch.Generator().manual_seed(self.seed * _EPOCHS_A_SEED + self.epoch)
+        return super().__iter__()
+
+
+class FineTuningTrainer(Trainer):
+    """`transformers.Trainer` for a `CustomDataset`, with an end that explains itself.
+
+    It stops at a loss that is not finite (FloatingPointError, with step, learning rate and idx of the batch),
+    says what to lower when memory runs out (MemoryError), and marks each checkpoint that is complete on the disk,
+    so that a half-written one is never resumed from. Several processes see the rows in the order in which one
+    would; only if the last batch of an epoch is not full do they fill theirs up with rows from the epoch's start.
+    """
+
+    # the loss is a mean over the batch: without this, accumulating gradients would add instead of averaging
+    loss_is_scaled_for_ga = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # by default columns that forward does not name are dropped: idx and teacher_logits
+        self.args.remove_unused_columns = False
+        self.label_names = ["labels"]
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """Compute the loss on the labels; `Trainer` calls this in training and in evaluation."""
+        outputs = model(**{name: inputs[name] for name in (*_INPUTS, "labels") if name in inputs})
+        return (outputs.loss, {"logits": outputs.logits}) if return_outputs else outputs.loss
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train, or say why it cannot be done."""
+        try:
+            return super().train(*args, **kwargs)
+        except (RuntimeError, MemoryError) as error:
+            # on a CPU torch has no class of its own for it
+            if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
+                raise MemoryError(self._out_of_memory()) from error
+            raise
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Do one step, unless its loss is not finite."""
+        # read before the step: a GPU may not be asked after a failure
+        idx = inputs["idx"].tolist() if "idx" in inputs else "not in it"
+        self._last_batch = tuple(next(iter(inputs.values())).shape)
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        if not torch.isfinite(loss):
+            self._stop(f"the loss is {loss.item()} in step {self.state.global_step + 1}", f"batch with idx {idx}")
+        return loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate; weights that no longer give a finite loss stop here, before they get into a checkpoint."""
+        metrics = super().evaluate(*args, **kwargs)
+        if not np.isfinite(metrics["eval_loss"]):
+            self._stop(f"the loss on held-out rows is {metrics['eval_loss']} after step {self.state.global_step}")
+        return metrics
+
+    def _stop(self, what: str, batch: str = "") -> None:
+        in_batch, look = (f", in the {batch}", " look at these rows,") if batch else ("", "")
+        raise FloatingPointError(
+            f"{what}, at learning rate {self._get_learning_rate():.2e}{in_batch}: lower the learning rate,{look} "
+            "or train without bf16. The last checkpoint was written before it"
+        )
+
+    def _out_of_memory(self) -> str:
+        rows, *shape = getattr(self, "_last_batch", (self.args.per_device_train_batch_size,))
+        return (
+            f"out of memory in step {self.state.global_step + 1}, in a batch of {rows} rows of {tuple(shape)}: "
+            f"lower batch_size ({self.args.per_device_train_batch_size} a process) and raise "
+            "gradient_accumulation_steps by as much, lower max_length, or set gradient_checkpointing or bf16"
+        )
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> torch.utils.data.Sampler | None:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return _LengthGrouped(rows, self.train_dataset.lengths.tolist(), self.args.seed)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        folder = Path(self._get_output_dir(trial=None)) / f"checkpoint-{self.state.global_step}"
+        kept = last_complete(folder.parent)
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        way_out = f"Make room and start the same command again; it goes on from {kept or 'the start'}"
+        with disk_errors(folder, way_out):
+            super()._save_checkpoint(*args, **kwargs)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                mark_complete(folder)
+        # an older one goes only now that this one is complete
+        self.args.save_total_limit = limit
+        if self.args.should_save:
+            rotate_checkpoints(folder.parent, limit, self.state.best_model_checkpoint)
+
+
+class DistillationTrainer(FineTuningTrainer):
+    """`FineTuningTrainer` with `distillation_loss`.
 
     Batches carry ``labels`` and, in training, ``teacher_logits``, as `CustomDataset` gives them; the teacher
     itself is not needed. Where there are no teacher logits (evaluation), the loss is that on the labels.
@@ -30,8 +154,8 @@ class DistillationTrainer(GuardedTrainer):
         As in `distillation_loss`; ``alpha=0`` is fine-tuning without a teacher.
     hidden_weight : float
         Weight of a loss on last hidden states, added to the others: `hidden_state_loss`, or `alignment_loss` if
-        there is a `bottleneck`. It is a mean over a batch's tokens, so that accumulated gradients, and those of
-        several processes, are those of one large batch only up to the batches' unequal numbers of tokens.
+        there is a `bottleneck`. A mean over a batch's tokens: accumulated gradients are those of one large batch
+        only up to the batches' unequal numbers of tokens.
     bottleneck : DiscreteKeyValueBottleneck, optional
         The teacher's, to whose keys the student is aligned before it carries them.
     key_weight : float
@@ -42,8 +166,7 @@ class DistillationTrainer(GuardedTrainer):
     Raises
     ------
     ValueError
-        If `alpha` is positive and the training data has no teacher logits, or `hidden_weight` is and it has no
-        teacher states.
+        If the training data lacks the teacher's logits or states that a positive weight needs.
     """
 
     def __init__(
@@ -59,17 +182,14 @@ class DistillationTrainer(GuardedTrainer):
         super().__init__(*args, **kwargs)
         self.temperature, self.alpha = temperature, alpha
         self.hidden_weight, self.key_weight = hidden_weight, key_weight
-        self.bottleneck = bottleneck.to(self.args.device) if bottleneck is not None else None
-        train = self.train_dataset
-        if alpha > 0 and train is not None and getattr(train, "teacher_logits", None) is None:
-            raise ValueError(
-                f"alpha is {alpha} but the training data has no teacher logits: attach them, or use alpha=0"
-            )
-        if hidden_weight > 0 and train is not None and getattr(train, "teacher_states", None) is None:
-            raise ValueError(
-                f"hidden_weight is {hidden_weight} but the training data has no teacher states: attach them, "
-                "or use hidden_weight=0"
-            )
+        # a copy: the teacher stays where it is
+        self.bottleneck = None if bottleneck is None else copy.deepcopy(bottleneck).to(self.args.device)
+        for name, weight, column in (("alpha", alpha, "logits"), ("hidden_weight", hidden_weight, "states")):
+            if weight > 0 and getattr(self.train_dataset, f"teacher_{column}", None) is None:
+                raise ValueError(
+                    f"{name} is {weight} but the training data has no teacher {column}: make it with "
+                    f"teacher_{column}, or use {name}=0"
+                )
 
     def compute_loss(
         self,
@@ -79,12 +199,12 @@ class DistillationTrainer(GuardedTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of one batch; `Trainer` calls this in training and in evaluation."""
-        outputs = model(**{name: inputs[name] for name in STUDENT_INPUTS if name in inputs})
+        outputs = model(**{name: inputs[name] for name in _INPUTS if name in inputs})
         teacher_logits = inputs.get("teacher_logits")
         alpha = self.alpha if teacher_logits is not None else 0.0
         loss = distillation_loss(outputs.logits, teacher_logits, inputs["labels"], self.temperature, alpha)
         if self.hidden_weight > 0 and "teacher_states" in inputs:
-            loss = loss + self.hidden_weight * self._hidden_loss(outputs.hidden_states, inputs["teacher_states"])
+            loss = loss + self.hidden_weight * self._hidden_loss(outputs.packed_states, inputs["teacher_states"])
         return (loss, {"logits": outputs.logits}) if return_outputs else loss
 
     def _hidden_loss(self, student_states: Tensor, teacher_states: Tensor) -> Tensor:
@@ -99,13 +219,159 @@ class DistillationTrainer(GuardedTrainer):
         ]
 
 
-class KeyIndexDataset(torch.utils.data.Dataset):
-    """A split as the bottleneck sees it: key indices in place of tokens.
+def fine_tune(
+    model: PreTrainedModel,
+    train: Dataset,
+    held_out: Dataset,
+    output_dir: str | Path,
+    *,
+    epochs: int,
+    learning_rate: float,
+    batch_size: int = 16,
+    weight_decay: float = 0.01,
+    seed: int = 0,
+    resume: bool = False,
+    trainer: Callable[..., Trainer] = FineTuningTrainer,
+    **arguments: Any,
+) -> pd.DataFrame:
+    """Train `model` with AdamW and keep its best epoch.
 
-    With encoder and keys frozen the key indices of a split are constant. They are computed once, so that stage 3
-    trains on integers. The model gives the same logits for them as for the tokens, bit for bit;
-    only where two keys are equally near to within the rounding of the encoder's float32, another batch may find
-    the other.
+    Linear warm-up over the first tenth of the steps, then linear decay to zero; gradients clipped to norm 1.
+    The best epoch is chosen by the task's first metric on rows *held out of training*.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        Trained in place; ends with the weights of its best epoch, in evaluation mode, on the device of training.
+    train, held_out : Dataset
+        As `CustomDataset`: with ``task`` and ``collate``.
+    output_dir : str or pathlib.Path
+        Folder for the checkpoints, one kept at a time beside the best.
+    epochs, batch_size : int
+        Passes over `train`, and examples a step over all processes.
+    learning_rate, weight_decay : float
+        The peak, and AdamW's decay, of which biases and layer norms are exempt.
+    seed : int
+        Seed for shuffling and dropout.
+    resume : bool
+        Go on from the last complete checkpoint in `output_dir`, if there is one; it must come from the same call.
+    trainer : callable
+        `FineTuningTrainer` or `DistillationTrainer`, perhaps with options bound by `functools.partial`.
+    **arguments
+        Further `transformers.TrainingArguments`, for example ``bf16=True``.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row an ``epoch``: ``train_loss``, ``held_out_loss`` and the metrics on the held-out rows.
+
+    Raises
+    ------
+    FileExistsError
+        If `output_dir` holds checkpoints and `resume` is False: they may belong to another run.
+    ValueError
+        If several GPUs are visible to one process, or `batch_size` cannot be divided among the processes.
+    """
+    processes = process_state().num_processes
+    if batch_size % processes:
+        raise ValueError(
+            f"batch_size is {batch_size}, the examples of one step over all processes: expected a multiple of the "
+            f"{processes} processes"
+        )
+    settings = {
+        "num_train_epochs": epochs,
+        "learning_rate": learning_rate,
+        "per_device_train_batch_size": batch_size // processes,
+        "per_device_eval_batch_size": 2 * batch_size,
+        "weight_decay": weight_decay,
+        "warmup_steps": 0.1,
+        "lr_scheduler_type": "linear",
+        "max_grad_norm": 1.0,
+        # one fused kernel: on CPUs the plain loop over 100 tensors took a tenth of a step
+        "optim": "adamw_torch_fused",
+        # like lengths together: less padding to compute
+        "train_sampling_strategy": "group_by_length",
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "logging_strategy": "epoch",
+        # the best and the last
+        "save_total_limit": 2,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": train.task.metrics[0],
+        "greater_is_better": True,
+        "seed": seed,
+        "report_to": "none",
+        "disable_tqdm": are_progress_bars_disabled(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        # bf16 on a CPU is refused unless the CPU is asked for by name
+        "use_cpu": not torch.accelerator.is_available(),
+    }
+    settings = TrainingArguments(str(output_dir), **(settings | arguments))
+    if settings.n_gpu > 1:
+        raise ValueError(
+            f"{settings.n_gpu} GPUs are visible to one process, and each would take a batch of {batch_size}: "
+            "start one process a GPU with accelerate launch, or set CUDA_VISIBLE_DEVICES=0"
+        )
+    last = _checkpoint_to_resume(Path(output_dir), resume)
+    run = trainer(
+        model=model,
+        args=settings,
+        train_dataset=train,
+        eval_dataset=held_out,
+        data_collator=train.collate,
+        compute_metrics=partial(_metrics, train.task),
+    )
+    # prints every log as a dict when bars are off
+    run.remove_callback(PrinterCallback)
+    run.train(resume_from_checkpoint=str(last) if last else None)
+    model.eval()
+    return _history(run.state.log_history)
+
+
+def _checkpoint_to_resume(output_dir: Path, resume: bool) -> Path | None:
+    """Return the last complete checkpoint and remove those after it, or refuse a folder that has any."""
+    checkpoints, state = list(output_dir.glob("checkpoint-*")), process_state()
+    if checkpoints and not resume:
+        raise FileExistsError(
+            f"{output_dir} holds checkpoints: pass resume=True to go on from them, or choose another folder"
+        )
+    last = last_complete(output_dir)
+    if state.is_main_process:
+        for path in checkpoints:
+            if last is None or step_of(path) > step_of(last):
+                shutil.rmtree(path)
+    state.wait_for_everyone()
+    return last
+
+
+def _metrics(task: Task, output: EvalPrediction) -> dict[str, float]:
+    if not np.isfinite(output.predictions).all():
+        # `FineTuningTrainer` stops at their loss, and can say more about it
+        return {}
+    return compute_metrics(task, output.predictions, output.label_ids)
+
+
+def _history(log: list[dict[str, float]]) -> pd.DataFrame:
+    losses = {row["epoch"]: row["loss"] for row in log if "loss" in row}
+    rows = []
+    for row in log:
+        if "eval_loss" in row:
+            metrics = {
+                name.removeprefix("eval_"): value
+                for name, value in row.items()
+                if name.startswith("eval_") and not name.endswith(("_loss", "_runtime", "_second"))
+            }
+            losses_now = {"train_loss": losses[row["epoch"]], "held_out_loss": row["eval_loss"]}
+            rows.append({"epoch": row["epoch"], **losses_now, **metrics})
+    return pd.DataFrame(rows)
+
+
+class KeyIndexDataset(torch.utils.data.Dataset):
+    """A split as the bottleneck sees it: key indices (codes) in place of tokens.
+
+    With encoder and keys frozen they are constant, so stage 3 trains on integers. The model gives the same logits
+    for them as for the tokens, bit for bit; only where two keys are equally near to within the rounding of the
+    encoder's float32, another batch may find the other.
 
     Parameters
     ----------
@@ -114,28 +380,26 @@ class KeyIndexDataset(torch.utils.data.Dataset):
     dataset : CustomDataset
         Its labels, idx, teacher logits and order are kept.
     folder : str or pathlib.Path, optional
-        Keep the key indices here, in a file named by what they were made from, and read them from there through
-        a memory map; by default they stay in memory.
+        Keep the key indices here, in a file named by what they were made from; by default they stay in memory.
     batch_size : int
         Rows a batch while computing.
 
     Attributes
     ----------
     key_indices : torch.Tensor
-        ``(N, C)``, one row a real token (or an example, if hidden states are pooled first), in the smallest
-        integer type that holds K.
+        ``(N, C)``, those of one row after those of another, in the smallest integer type that holds K.
+    lengths : numpy.ndarray
+        How many of them belong to each row: its real tokens, or 1 if hidden states are pooled before the search.
 
     Raises
     ------
-    RuntimeError
-        If the keys are not frozen.
-    ValueError
-        If the file in `folder` was made from something else than its name says.
+    RuntimeError, ValueError
+        If the keys are not frozen; if the file in `folder` was made from something else than its name says.
     """
 
     def __init__(
         self,
-        student: DiscretizedModel,
+        student: EncoderWithBottleNeck,
         dataset: CustomDataset,
         folder: str | Path | None = None,
         batch_size: int = 64,
@@ -147,25 +411,25 @@ class KeyIndexDataset(torch.utils.data.Dataset):
         self.task = dataset.task
         self.labels, self.idx = dataset.labels, dataset.idx
         self.teacher_logits = dataset.teacher_logits
+        self.lengths = student.states_per_row(dataset)
+        self._ends = self.lengths.cumsum()
         if folder is None:
             self.key_indices = _key_indices(student, dataset, batch_size)
         else:
-            made_from = _origin(student, dataset)
+            made_from = _made_from(student, dataset)
             name = hashlib.sha256(" ".join(made_from.values()).encode()).hexdigest()[:12]
             self.key_indices = cached_tensors(
                 Path(folder) / f"{dataset.task.name}-key-indices-{name}.safetensors",
                 made_from,
                 lambda: {"key_indices": _key_indices(student, dataset, batch_size)},
             )["key_indices"]
-        one_state = len(self.key_indices) == len(dataset)
-        sizes = [1] * len(dataset) if one_state else dataset.lengths
-        self._ends = np.concatenate([[0], np.cumsum(sizes)])
 
     def __len__(self) -> int:
         return len(self.idx)
 
     def __getitem__(self, row: int) -> dict:
-        example = {"key_indices": self.key_indices[self._ends[row] : self._ends[row + 1]].long()}
+        end = self._ends[row]
+        example = {"key_indices": self.key_indices[end - self.lengths[row] : end].long()}
         example |= {"labels": self.labels[row], "idx": self.idx[row]}
         if self.teacher_logits is not None:
             example["teacher_logits"] = self.teacher_logits[row]
@@ -183,25 +447,17 @@ class KeyIndexDataset(torch.utils.data.Dataset):
         return batch
 
 
-def _key_indices(student: DiscretizedModel, dataset: CustomDataset, batch_size: int) -> Tensor:
-    """Find the key indices of all real tokens, in order: ``(N, C)``."""
+def _key_indices(student: EncoderWithBottleNeck, dataset: CustomDataset, batch_size: int) -> Tensor:
     largest = student.bottleneck.codebook_size - 1
     smallest = next(kind for kind in (torch.uint8, torch.uint16, torch.uint32) if largest <= torch.iinfo(kind).max)
-    # like lengths together, to save padding
-    order = np.argsort(dataset.lengths, kind="stable")
-    states = student.hidden_states(dataset, batch_size, order)
-    found = torch.cat([student.bottleneck.quantize(batch).to(smallest).cpu() for batch in states])
-    one_state = len(found) == len(dataset)
-    sizes = torch.ones(len(dataset), dtype=torch.int64) if one_state else torch.from_numpy(dataset.lengths)
-    # token t of a row was found at the row's place in `order`, and t further
-    starts = torch.empty(len(dataset), dtype=torch.int64)
-    starts[order] = sizes[order].cumsum(0) - sizes[order]
-    within = torch.arange(len(found)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-    return found[starts.repeat_interleave(sizes) + within]
+
+    def quantize(**inputs: Tensor) -> Tensor:
+        return student.bottleneck.quantize(student.encode(**inputs)[0]).to(smallest)
+
+    return predict_packed(student, dataset, quantize, student.states_per_row(dataset), batch_size)
 
 
-def _origin(student: DiscretizedModel, dataset: CustomDataset) -> dict[str, str]:
-    """Fingerprint all that key indices depend on."""
+def _made_from(student: EncoderWithBottleNeck, dataset: CustomDataset) -> dict[str, str]:
     options = ("pooling", "pool", "projection", "standardize")
     return {
         "encoder": fingerprint(student.base_model),

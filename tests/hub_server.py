@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from transformers import BertConfig, BertForPreTraining, DistilBertConfig, DistilBertForMaskedLM
 
 from kvlib import TASKS, load_glue, load_tokenizer
-from kvlib.profiles import REVISIONS
+from kvlib.pretrained import REVISIONS
 
 BERT, DISTILBERT, GLUE = REVISIONS
 # a repository that nobody pinned, served as main; its weights are pickled only

@@ -26,3 +26,5 @@ ENVIRONMENT = {
 def apply() -> None:
     """Set the environment of this process and of the kernels it starts."""
     os.environ.update(ENVIRONMENT)
+    # stages are kept in the checkout's data/runs, whatever a learner has set
+    os.environ.pop("KVLIB_RUNS", None)

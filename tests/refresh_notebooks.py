@@ -4,7 +4,6 @@
 name starts with 03.
 """
 
-import os
 import sys
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 
 
 def refresh(path: Path) -> float:
-    """Run one notebook from its folder, write it aside and rename it; return the seconds it took."""
+    """Run one notebook from its folder and replace its file once it is finished; return the seconds it took."""
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "code":
@@ -34,9 +33,9 @@ def refresh(path: Path) -> float:
             output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
     # the interpreter's version would change with every machine
     notebook.metadata["language_info"] = {"name": "python"}
-    aside = path.with_suffix(".partial")
-    nbformat.write(notebook, aside)
-    os.replace(aside, path)
+    temporary = path.with_suffix(".temporary")
+    nbformat.write(notebook, temporary)
+    temporary.replace(path)
     return seconds
 
 

@@ -24,8 +24,10 @@ from transformers import BertConfig, TrainerCallback
 
 import kvlib.teacher
 from kvlib import Experiment
-from kvlib.profiles import PROFILES
-from kvlib.teacher import GuardedTrainer, fingerprint, predict_logits
+from kvlib.recipe import PROFILES
+from kvlib.cache import fingerprint
+from kvlib.teacher import predict_logits
+from kvlib.training import FineTuningTrainer
 
 STAGES = ("teacher", "distilbert", "bottleneck")
 ROWS = 8  # a step
@@ -83,16 +85,16 @@ def arm(stage, what, number="0"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (megabytes * MEGABYTE, hard))
 
     if what == "step":
-        before(GuardedTrainer, "training_step", at_step(lambda trainer: die()))
+        before(FineTuningTrainer, "training_step", at_step(lambda trainer: die()))
     elif what == "checkpoint":
-        before(GuardedTrainer, "_save_optimizer_and_scheduler", at_step(die_in_optimizer))
+        before(FineTuningTrainer, "_save_optimizer_and_scheduler", at_step(die_in_optimizer))
     elif what == "unmarked":
-        before(kvlib.teacher, "_mark_whole", lambda path: path.name == f"checkpoint-{number}" and die())
+        before(kvlib.training, "mark_complete", lambda path: path.name == f"checkpoint-{number}" and die())
     elif what == "full":
-        before(GuardedTrainer, "training_step", at_step(fill_disk))
+        before(FineTuningTrainer, "training_step", at_step(fill_disk))
     elif what.startswith("limit"):
         megabytes = int(what.removeprefix("limit"))
-        before(GuardedTrainer, "training_step", at_step(lambda trainer: limit_files(megabytes)))
+        before(FineTuningTrainer, "training_step", at_step(lambda trainer: limit_files(megabytes)))
     elif what == "cache":
 
         def die_half_written(tensors, path, metadata):
@@ -101,14 +103,14 @@ def arm(stage, what, number="0"):
                 path.write_bytes(content[: len(content) // 2])
                 die()
 
-        before(kvlib.teacher, "save_file", die_half_written)
+        before(kvlib.cache, "save_file", die_half_written)
     elif what == "finish":
         before(pd.DataFrame, "to_csv", lambda frame, path, **options: f"-{stage}-" in str(path) and die())
     elif what == "cleanup":
 
         def die_after_rename(path, **options):
             # transformers removes old checkpoints with the same function
-            if str(path).endswith(".unfinished") and f"-{stage}-" in str(path):
+            if str(path).endswith(".training") and f"-{stage}-" in str(path):
                 die()
 
         before(shutil, "rmtree", die_after_rename)
@@ -132,8 +134,8 @@ def run(source, teacher, runs, last, tell):
     if BertConfig.from_pretrained(teacher).hidden_dropout_prob == 0:
         # the student's head has one of its own
         torch.nn.Dropout.forward = lambda self, states: states
-    original = GuardedTrainer.__init__
-    GuardedTrainer.__init__ = lambda self, *args, **kwargs: original(self, *args, callbacks=[Tell()], **kwargs)
+    original = FineTuningTrainer.__init__
+    FineTuningTrainer.__init__ = lambda self, *args, **kwargs: original(self, *args, callbacks=[Tell()], **kwargs)
     experiment = Experiment("sst2", source, profile(teacher), runs=runs)
     found = {"fingerprints": {}, "resumed": {}, "processes": {}, "histories": {}, "logits": {}}
     for stage in STAGES[: STAGES.index(last) + 1]:

@@ -3,7 +3,7 @@
 from transformers import BertModel
 
 from kvlib import load_glue, load_tokenizer
-from kvlib.profiles import minilm_path
+from kvlib.pretrained import minilm_path
 
 # a word that tells the class: a teacher learns it from a few dozen rows
 _TELLING = {0: "terrible", 1: "wonderful", -1: "terrible"}

@@ -6,8 +6,8 @@ import pytest
 import torch
 from sklearn.cluster import KMeans
 
-from kvlib import DiscreteKeyValueBottleneck, nearest_keys
-from kvlib.reservoir import read_stream
+from kvlib import DiscreteKeyValueBottleneck
+from kvlib.bottleneck import draw_positions
 
 
 def blobs(centres, per_centre=200, spread=0.05, seed=0):
@@ -32,13 +32,11 @@ def test_default_shape_is_the_full_size_one():
     assert bottleneck.keys.shape == bottleneck.values.shape == (64, 4096, 12)
 
 
-def test_quantize_keeps_leading_dimensions_and_ignores_autocast(fitted):
+def test_quantize_keeps_leading_dimensions(fitted):
     bottleneck, hidden_states = fitted
     expected = bottleneck.quantize(hidden_states)
     assert expected.shape == (500, 3)
     assert torch.equal(bottleneck.quantize(hidden_states.view(5, 100, 12)), expected.view(5, 100, 3))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(bottleneck.quantize(hidden_states), expected)
 
 
 def test_bad_hidden_states_are_refused(fitted):
@@ -103,25 +101,6 @@ def test_a_stationary_stream_ends_at_a_fixed_point_of_k_means():
     np.testing.assert_allclose(again.cluster_centers_, bottleneck.keys[0], atol=1e-4)
 
 
-def test_k_means_plus_plus_starts_in_every_cluster_and_respects_weights():
-    centres = 100 * torch.eye(8)
-    points = torch.cat([blobs(centres[:1], per_centre=2000), blobs(centres[1:], per_centre=10)])
-    keys = {}
-    for start in ("sample", "k-means++"):
-        bottleneck = DiscreteKeyValueBottleneck(8, 1, 8, standardize=False)
-        bottleneck.init_keys([points], passes=0, start=start)
-        keys[start] = bottleneck.keys[0]
-    # a uniform start takes nearly all keys from the cluster with 97 % of the points
-    assert len(nearest_keys(keys["sample"].unsqueeze(1), centres.unsqueeze(0)).unique()) < 4
-    assert len(nearest_keys(keys["k-means++"].unsqueeze(1), centres.unsqueeze(0)).unique()) == 8
-    assert (keys["k-means++"].unsqueeze(1) == points).all(-1).any(1).all()
-    weights = (points[:, 7] < 50).float()
-    bottleneck.init_keys([(points, weights)], passes=0, start="k-means++")
-    assert not (bottleneck.keys[0, :, 7] > 50).any()
-    with pytest.raises(ValueError, match="start is 'uniform', expected 'sample' or 'k-means"):
-        bottleneck.init_keys([points], start="uniform")
-
-
 def test_a_dead_key_is_replaced_with_its_count_and_survives_an_idle_step():
     bottleneck = DiscreteKeyValueBottleneck(1, 1, 3, standardize=False)
     bottleneck.keys.copy_(torch.tensor([[[0.0], [1.0], [1000.0]]]))
@@ -135,58 +114,132 @@ def test_a_dead_key_is_replaced_with_its_count_and_survives_an_idle_step():
     torch.testing.assert_close(bottleneck.keys[0, 2], revived)
 
 
-def test_moments_are_those_of_all_batches_and_a_generator_will_do():
+def test_one_dead_key_more_does_not_change_what_replaces_the_others():
+    def replaced(dead):
+        bottleneck = DiscreteKeyValueBottleneck(2, 2, 6, standardize=False)
+        # one key amid the vectors, five far away that are never hit
+        bottleneck.keys[:, 1:] = 100.0 + torch.arange(10.0).view(2, 5, 1)
+        bottleneck.counts.fill_(5.0)
+        for codebook, key in dead:
+            bottleneck.counts[codebook, key] = 0.0
+        vectors = torch.randn(50, 2, 1, generator=torch.Generator().manual_seed(0))
+        bottleneck.update_keys(vectors, 0.9, torch.Generator().manual_seed(1))
+        return bottleneck.keys
+
+    few, many = replaced([(0, 2), (0, 5), (1, 4)]), replaced([(0, 2), (0, 3), (0, 5), (1, 4)])
+    assert few[0, 3] > 100 and many[0, 3] < 10
+    assert all(few[place] < 10 for place in ((0, 2), (0, 5), (1, 4)))
+    few[0, 3] = many[0, 3]
+    assert torch.equal(few, many)
+
+
+# the sample
+
+
+def sample_of(batches, total, max_vectors, seed=0):
+    """Return the vectors that keys start from: with as many keys as vectors in the sample, all of it in order."""
+    bottleneck = DiscreteKeyValueBottleneck(1, 1, min(total, max_vectors), standardize=False)
+    with pytest.warns(UserWarning, match="keys a codebook are many"):
+        bottleneck.init_keys(batches, passes=0, max_vectors=max_vectors, seed=seed)
+    return bottleneck.keys[0, :, 0]
+
+
+@pytest.mark.parametrize(("total", "max_vectors"), [(1000, 100), (1000, 600), (90, 100)])
+def test_the_sample_depends_on_positions_and_seed_alone(total, max_vectors):
+    # each vector is its own position
+    numbers = torch.arange(float(total)).view(total, 1)
+    padded = torch.nn.functional.pad(numbers.view(-1, 10, 1), (0, 0, 2, 3), value=torch.nan)
+    mask = torch.nn.functional.pad(torch.ones(total // 10, 10), (2, 3))
+    for seed in range(3):
+        expected = torch.from_numpy(draw_positions(total, max_vectors, seed)).float()
+        streams = {
+            "one batch": [numbers],
+            "one vector a batch": numbers.split(1),
+            "a generator": (part for part in numbers.split(37)),
+            "batches of rows": numbers.view(-1, 10, 1).split(3),
+            "padding": zip(padded.split(3), mask.split(3), strict=True),
+            "a mask of booleans": zip(padded.split(7), mask.bool().split(7), strict=True),
+            "empty batches": [numbers[:0], numbers, (padded, torch.zeros_like(mask))],
+        }
+        for name, batches in streams.items():
+            assert torch.equal(sample_of(batches, total, max_vectors, seed), expected), (name, seed)
+    other = sample_of([numbers], total, max_vectors, seed=3)
+    assert not torch.equal(other, expected)
+
+
+def test_the_sample_is_uniform_over_the_stream():
+    found = np.zeros(1000)
+    for seed in range(200):
+        positions = draw_positions(1000, 100, seed)
+        assert len(set(positions)) == 100
+        found[positions] += 1
+        # the order says nothing either: the start of the sample is no closer to the start of the stream
+        found[positions[:10]] += 1
+    # 200 draws of 0.1, and 0.01 beside: 22 expected each, standard deviation about 5; 6 of them for 1,000 numbers
+    assert 0 < found.min() < found.max() < 52
+    # ten blocks of 100 numbers: 2,200 each, standard deviation about 50
+    assert np.abs(found.reshape(10, 100).sum(1) - 2200).max() < 250
+
+
+def test_the_sample_is_bounded(fitted):
+    _, hidden_states = fitted
+    bottleneck = DiscreteKeyValueBottleneck(12, 3, 8)
+    history = bottleneck.init_keys(hidden_states.split(50), passes=1, batch_size=16, max_vectors=64)
+    assert len(history) == 4
+
+
+def test_the_first_keys_are_distinct_vectors():
+    vectors = torch.tensor([[1.0, 2.0], [0.0, 3.0], [-0.0, 3.0], [5.0, 5.0]]).repeat(50, 1)
+    for seed in range(20):
+        bottleneck = DiscreteKeyValueBottleneck(2, 1, 3, standardize=False)
+        with pytest.warns(UserWarning, match="3 keys a codebook are many for 3 distinct vectors"):
+            bottleneck.init_keys([vectors], passes=0, seed=seed)
+        assert len(bottleneck.keys[0].unique(dim=0)) == 3
+
+
+def test_mean_and_std_are_those_of_the_sample():
     torch.manual_seed(0)
     hidden_states = torch.randn(500, 12) * torch.linspace(0.2, 5, 12) + 3
-    bottleneck = DiscreteKeyValueBottleneck(12, 3, 8)
-    bottleneck.init_keys(part for part in hidden_states.split(37))
-    torch.testing.assert_close(bottleneck.mean, hidden_states.mean(0))
-    torch.testing.assert_close(bottleneck.std, hidden_states.std(0, correction=0))
+    for max_vectors in (500, 100):
+        bottleneck = DiscreteKeyValueBottleneck(12, 3, 8)
+        bottleneck.init_keys(hidden_states.split(37), max_vectors=max_vectors)
+        sample = hidden_states[draw_positions(500, max_vectors, 0)]
+        torch.testing.assert_close(bottleneck.mean, sample.mean(0))
+        torch.testing.assert_close(bottleneck.std, sample.std(0, correction=0))
 
 
-def test_neither_order_nor_batching_nor_padding_changes_the_keys(fitted):
+def test_neither_batching_nor_padding_changes_the_keys(fitted):
     bottleneck, hidden_states = fitted
-    shuffled = hidden_states[torch.randperm(500, generator=torch.Generator().manual_seed(3))]
-    mask = torch.ones(5, 100)
-    padded = torch.nn.functional.pad(hidden_states.view(5, 100, 12), (0, 0, 0, 7), value=1e3)
-    streams = {
-        "batches": hidden_states.split(37),
-        "order": [shuffled],
-        "padding": [(padded, torch.nn.functional.pad(mask, (0, 7)))],
-        "mask as booleans": [(padded, torch.nn.functional.pad(mask, (0, 7)).bool())],
-    }
-    for name, batches in streams.items():
+    mask = torch.nn.functional.pad(torch.ones(5, 100), (0, 7))
+    padded = torch.nn.functional.pad(hidden_states.view(5, 100, 12), (0, 0, 0, 7), value=torch.nan)
+    for batches in (hidden_states.split(37), [(padded, mask)]):
         other = DiscreteKeyValueBottleneck(12, num_codebooks=3, codebook_size=8, dim_value=2)
         other.init_keys(batches)
         for buffer, expected in bottleneck.named_buffers():
-            assert torch.equal(getattr(other, buffer), expected), (name, buffer)
+            assert torch.equal(getattr(other, buffer), expected), buffer
 
 
-def test_a_vector_of_weight_two_counts_like_two():
-    generator = torch.Generator().manual_seed(0)
-    vectors, weights = torch.randn(40, 2, 3, generator=generator), torch.randint(0, 4, (40,), generator=generator)
-    one, other = (DiscreteKeyValueBottleneck(6, 2, 4) for _ in range(2))
-    for bottleneck in (one, other):
-        bottleneck.keys.copy_(torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(1)))
-        bottleneck.counts.fill_(2.0)
-    found = one.update_keys(vectors, 0.9, torch.Generator(), weights)
-    expected = other.update_keys(vectors.repeat_interleave(weights, 0), 0.9, torch.Generator())
-    torch.testing.assert_close(one.keys, other.keys)
-    torch.testing.assert_close(one.counts, other.counts)
-    assert found == pytest.approx(expected)
-    hidden_states = vectors.flatten(1)
-    one.init_keys([(hidden_states, weights)], passes=0)
-    expected = hidden_states.repeat_interleave(weights, 0)
-    torch.testing.assert_close(one.mean, expected.mean(0))
-    torch.testing.assert_close(one.std, expected.std(0, correction=0))
+def test_rounding_does_not_act_like_another_seed():
+    """Vectors moved by a unit in the last place: the same are drawn, and keys stay where they were."""
+    hidden_states = torch.randn(2000, 12, generator=torch.Generator().manual_seed(0))
+    moved = hidden_states.nextafter(hidden_states + 1)
+    keys = {}
+    for name, states, seed in (("one", hidden_states, 0), ("moved", moved, 0), ("other seed", hidden_states, 1)):
+        bottleneck = DiscreteKeyValueBottleneck(12, 3, 64)
+        bottleneck.init_keys([states], max_vectors=1000, seed=seed)
+        keys[name] = bottleneck.keys
+    assert (keys["moved"] - keys["one"]).abs().max() < 1e-4
+    assert (keys["other seed"] - keys["one"]).abs().mean() > 0.5
 
 
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        (torch.zeros(3, 5), r"batch 1 has shape \(3, 5\) and weights \(3,\), expected \(\.\.\., 12\)"),
-        ((torch.zeros(3, 12), torch.ones(2)), r"batch 1 has shape \(3, 12\) and weights \(2,\)"),
-        ((torch.zeros(3, 12), torch.tensor([1.0, -1.0, 1.0])), "batch 1 has a weight that is negative"),
+        (
+            torch.zeros(3, 5),
+            r"batch 1 has shape \(3, 5\) and a mask \(3,\), expected \(\.\.\., 12\) and \(\.\.\.\)",
+        ),
+        ((torch.zeros(3, 12), torch.ones(2)), r"batch 1 has shape \(3, 12\) and a mask \(2,\)"),
         (torch.full((3, 12), torch.inf), r"batch 1 holds inf at position \[0, 0\]"),
     ],
 )
@@ -205,38 +258,6 @@ def test_same_seed_gives_the_same_keys(fitted):
     other.init_keys([hidden_states], seed=1)
     assert torch.equal(bottleneck.keys, again.keys)
     assert not torch.equal(bottleneck.keys, other.keys)
-
-
-def test_the_sample_is_bounded(fitted):
-    _, hidden_states = fitted
-    bottleneck = DiscreteKeyValueBottleneck(12, 3, 8)
-    history = bottleneck.init_keys(hidden_states.split(50), passes=1, batch_size=16, max_vectors=64)
-    assert len(history) == 4
-
-
-def test_the_sample_is_uniform_over_the_stream():
-    numbers = torch.arange(1000.0).view(1000, 1)
-    found = torch.zeros(1000)
-    for seed in range(200):
-        sample = read_stream(numbers.split(170), 1, 100, seed, torch.device("cpu"))
-        assert sample.first.all()
-        found[sample.vectors.long().squeeze(1)] += 1
-        # the order says nothing either: the start of the sample is no closer to the start of the stream
-        found[sample.vectors[:10].long().squeeze(1)] += 1
-    # 200 draws of 0.1, and 0.01 beside: 22 expected each, standard deviation about 5; 6 of them for 1,000 numbers
-    assert found.sum() == 200 * 110
-    assert 0 < found.min() < found.max() < 52
-    # ten blocks of 100 numbers: 2,200 each, standard deviation about 50
-    assert (found.view(10, 100).sum(1) - 2200).abs().max() < 250
-
-
-def test_equal_vectors_stand_side_by_side_in_the_sample():
-    vectors = torch.tensor([[1.0, 2.0], [0.0, 3.0], [1.0, 2.0], [-0.0, 3.0], [5.0, 5.0]])
-    sample = read_stream([vectors], 2, 10, 0, torch.device("cpu"))
-    assert sample.first.sum() == 3
-    starts = sample.first.cumsum(0)
-    for group in range(1, 4):
-        assert (sample.vectors[starts == group] == sample.vectors[starts == group][0]).all()
 
 
 def test_standardising_frees_small_dimensions_from_large_ones():

@@ -13,10 +13,11 @@ from kvlib import (
     load_glue,
     predict_logits,
 )
-from kvlib.discretized import BERTwithBottleNeckConfig
+from kvlib.student import BERTwithBottleNeckConfig
 from kvlib.evaluation import key_agreement
 from kvlib.explore import explain
-from kvlib.teacher import MODEL_INPUTS, fingerprint
+from kvlib.cache import fingerprint
+from kvlib.data import MODEL_INPUTS
 
 RANDOM = {"projection": "random", "dim_key": 14}
 

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from kvlib import load_glue
-from kvlib.__main__ import main
-from kvlib.evidence import evidence_table, kept_share, read_evidence
+from kvlib.recipe.command_line import main
+from kvlib.recipe.evidence import evidence_table, kept_share, read_evidence
 from kvlib.recipe import SYSTEMS, systems_of
 
 

@@ -1,6 +1,9 @@
 """Every exercise proves itself: stub, solution and wrong answers, on the notebooks' own text."""
 
+import ast
 import contextlib
+import copy
+import functools
 import importlib
 import io
 import itertools
@@ -17,7 +20,8 @@ import torch
 import wrong_answers
 from nbclient import NotebookClient
 
-from kvlib.exercises import EXERCISES, check, progress
+from workbook import check, progress
+from workbook.checks import EXERCISES
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = {path.stem[:2]: path for path in sorted(FOLDER.glob("*.ipynb"))}
@@ -32,31 +36,52 @@ def own_progress(tmp_path, monkeypatch):
     monkeypatch.setenv("KVLIB_PROGRESS", str(tmp_path / "progress"))
 
 
-def read(exercise_id):
-    return nbformat.read(NOTEBOOKS[exercise_id.split(".")[0].zfill(2)], as_version=4)
+@functools.cache
+def read(path):
+    """Read a notebook, once; copy it before changing it."""
+    return nbformat.read(path, as_version=4)
 
 
-def cells_of(exercise_id, notebook=None):
+def notebook_of(exercise_id):
+    return read(NOTEBOOKS[exercise_id.split(".")[0].zfill(2)])
+
+
+def cells_of(exercise_id):
     """Return the four cells of an exercise: its text, stub, check, and hint with solution."""
-    cells = {cell.id: cell for cell in (notebook or read(exercise_id)).cells}
+    cells = {cell.id: cell for cell in notebook_of(exercise_id).cells}
     name = f"exercise-{exercise_id.replace('.', '-')}"
     return [cells[f"{name}-{part}"] for part in ("text", "stub", "check", "answers")]
+
+
+def exercise_of(stub):
+    """Return the id of the exercise that a stub cell belongs to."""
+    return stub.id.removeprefix("exercise-").removesuffix("-stub").replace("-", ".")
 
 
 def solution_of(exercise_id):
     return re.search(r"```python\n(.*?)```", cells_of(exercise_id)[3].source, re.S).group(1).rstrip()
 
 
-def function_of(exercise_id, source):
-    """Execute the set-up cell and `source`, and return the function that the check cell hands over."""
-    name = re.fullmatch(rf'_ = check\("{re.escape(exercise_id)}", (\w+)\)', cells_of(exercise_id)[2].source).group(
-        1
-    )
+def is_set_up(cell):
+    return cell.cell_type == "code" and "import check" in cell.source
+
+
+@functools.cache
+def after_set_up(source):
+    """Execute a set-up cell and return its names."""
     space = {}
-    code = (cell.source for cell in read(exercise_id).cells if cell.cell_type == "code")
-    set_up = next(source for source in code if "import check" in source)
     with contextlib.redirect_stdout(io.StringIO()):
-        exec(set_up, space)  # the course's own tests run the course's own cells
+        exec(source, space)  # the course's own tests run the course's own cells
+    return space
+
+
+def function_of(exercise_id, source):
+    """Execute `source` after the set-up cell alone, and return the function that the check cell hands over."""
+    call = rf'_ = check\("{re.escape(exercise_id)}", (\w+)\)'
+    name = re.fullmatch(call, cells_of(exercise_id)[2].source).group(1)
+    (set_up,) = filter(is_set_up, notebook_of(exercise_id).cells)
+    space = dict(after_set_up(set_up.source))
+    with contextlib.redirect_stdout(io.StringIO()):
         exec(source, space)
     return space[name]
 
@@ -67,10 +92,7 @@ def test_there_are_enough_and_each_chapter_has_two_to_four():
     assert sorted(set(chapters)) == sorted(NOTEBOOKS)
     assert all(2 <= chapters.count(chapter) <= 4 for chapter in NOTEBOOKS)
     in_notebooks = [
-        cell.id.removeprefix("exercise-").removesuffix("-stub").replace("-", ".")
-        for path in NOTEBOOKS.values()
-        for cell in nbformat.read(path, as_version=4).cells
-        if cell.id.endswith("-stub")
+        exercise_of(cell) for path in NOTEBOOKS.values() for cell in read(path).cells if cell.id.endswith("-stub")
     ]
     assert in_notebooks == IDS
 
@@ -86,7 +108,7 @@ def test_cells_say_what_the_registry_says(exercise_id):
     assert "raise NotImplementedError" in stub.source
     assert answers.source.count("<details>") == 2
     assert "<summary>Hint</summary>" in answers.source and "<summary>Solution</summary>" in answers.source
-    order = [cell.id for cell in read(exercise_id).cells]
+    order = [cell.id for cell in notebook_of(exercise_id).cells]
     first = order.index(text.id)
     assert order[first : first + 4] == [cell.id for cell in cells_of(exercise_id)]
 
@@ -163,7 +185,7 @@ def test_nonsense_fails_without_an_exception(exercise_id, function, capsys):
 @pytest.mark.parametrize("exercise_id", IDS)
 def test_endless_loop_is_stopped(exercise_id, capsys):
     start = time.perf_counter()
-    assert check(exercise_id, endless, seconds=0.3) is False
+    assert check(exercise_id, endless, seconds=0.1) is False
     assert time.perf_counter() - start < 3  # a thread that does not end is waited for one second more
     assert "fails “comes to an end”" in capsys.readouterr().out
 
@@ -203,7 +225,7 @@ def test_progress_is_remembered_by_another_process(capsys):
     progress()
     here = capsys.readouterr().out
     other = subprocess.run(
-        [sys.executable, "-c", "from kvlib.exercises import progress; progress()"],
+        [sys.executable, "-c", "from workbook import progress; progress()"],
         capture_output=True,
         text=True,
         check=True,
@@ -214,25 +236,53 @@ def test_progress_is_remembered_by_another_process(capsys):
     assert here.splitlines()[-1].split(":")[1].strip() == f"1 of {len(IDS)}"
 
 
-def test_no_stub_shadows_a_name_that_the_chapter_uses():
+def bound_names(source):
+    """Return what the top level of a cell binds: by name what is imported, or None for what is defined there."""
+    found = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            module = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            found |= {alias.asname or alias.name: module + alias.name for alias in node.names}
+        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found[node.name] = None
+        else:
+            stored = [part for part in ast.walk(node) if isinstance(getattr(part, "ctx", None), ast.Store)]
+            found |= {part.id: None for part in stored if isinstance(part, ast.Name)}
+    return found
+
+
+def test_no_answer_shadows_a_name_that_the_chapter_uses():
     for path in NOTEBOOKS.values():
-        notebook = nbformat.read(path, as_version=4)
-        code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        code = [cell for cell in read(path).cells if cell.cell_type == "code"]
         chapter = "\n".join(cell.source for cell in code if not cell.id.startswith("exercise-"))
+        before = {}
         for cell in code:
-            if cell.id.endswith("-stub"):
-                for name in re.findall(r"^(?:def|class) (\w+)|^(\w+) = ", cell.source, re.M):
-                    assert not re.search(rf"\b{''.join(name)}\b", chapter), (path.stem, name)
+            if not cell.id.startswith("exercise-"):
+                before |= bound_names(cell.source)
+            elif cell.id.endswith("-stub"):
+                for name, imported in bound_names(f"{cell.source}\n{solution_of(exercise_of(cell))}").items():
+                    if imported:
+                        assert before.get(name, imported) == imported, (path.stem, name)
+                    else:
+                        assert not re.search(rf"\b{name}\b", chapter), (path.stem, name)
 
 
-def solved(path):
-    """Read a notebook, without outputs, every stub replaced by its solution."""
-    notebook = nbformat.read(path, as_version=4)
+def solved(path, whole=False):
+    """Copy a notebook without outputs, every stub replaced by its solution.
+
+    Only header, set-up cell and exercises, unless it is to be `whole`: strict comparison runs the rest.
+    """
+    notebook = copy.deepcopy(read(path))
+    if not whole:
+        header = notebook.cells[0]
+        notebook.cells = [
+            cell for cell in notebook.cells if cell is header or is_set_up(cell) or cell.id.startswith("exercise-")
+        ]
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
         if cell.id.endswith("-stub"):
-            cell.source = solution_of(cell.id.removeprefix("exercise-").removesuffix("-stub").replace("-", "."))
+            cell.source = solution_of(exercise_of(cell))
     return notebook
 
 

@@ -19,7 +19,7 @@ from kvlib.explore import (
     similar_by_key,
     strongest_keys,
 )
-from kvlib.explorer import html_table
+from workbook.explorer import html_table
 
 FIRST = "The young nurse thanked the old teacher on Monday."
 SECOND = "On Monday, the old teacher was thanked by the young nurse."

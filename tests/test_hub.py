@@ -13,7 +13,8 @@ from hub_server import BERT, DISTILBERT, GLUE, PICKLED, ROWS, Hub, build
 from safetensors.torch import load_file
 
 from kvlib import TASKS, BERTbase, DistilBERTwithBottleNeck, load_glue, load_tokenizer
-from kvlib.profiles import PROFILES, REVISIONS
+from kvlib.pretrained import REVISIONS
+from kvlib.recipe import PROFILES
 from kvlib.recipe import SYSTEMS
 
 # nothing listens on the discard port
@@ -25,7 +26,7 @@ import json, sys
 from pathlib import Path
 from safetensors.torch import save_file
 from kvlib import BERTbase, DistilBERTwithBottleNeck, get_profile, load_glue, load_tokenizer
-from kvlib.profiles import resolve_checkpoint
+from kvlib.pretrained import resolve_checkpoint
 
 profile, folder = get_profile(), Path(sys.argv[1])
 folder.mkdir()
@@ -51,8 +52,8 @@ found = {{
 DISTIL = """
 import sys
 from dataclasses import replace
-from kvlib.__main__ import main
-from kvlib.profiles import PROFILES
+from kvlib.recipe.command_line import main
+from kvlib.recipe import PROFILES
 
 PROFILES["base"] = replace(
     PROFILES["base"], teacher_learning_rate=2e-3, teacher_epochs=5, student_learning_rate=2e-3, codebook_size=16
@@ -64,7 +65,7 @@ sys.exit(main())
 WITHOUT_WAITING = """
 import sys, time
 time.sleep = lambda seconds: None
-from kvlib.__main__ import main
+from kvlib.recipe.command_line import main
 
 for line in sys.stdin:
     try:

@@ -13,9 +13,9 @@ from transformers import get_linear_schedule_with_warmup
 
 import kvlib
 from kvlib.evaluation import bootstrap_interval
-from kvlib.exercises import EXERCISES
 from kvlib.loss import alignment_loss
 from kvlib.student import pool_real_tokens
+from workbook.checks import EXERCISES
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 PATHS = sorted(FOLDER.glob("*.ipynb"))
@@ -38,8 +38,8 @@ SET_UP = """\
 import torch
 from transformers.utils import logging
 
-from kvlib import get_profile, plots
-from kvlib.exercises import check
+from kvlib import get_profile
+from workbook import check, plots
 
 logging.set_verbosity_error()  # new heads start untrained, and that is meant
 print("profile:", get_profile().name)"""
@@ -54,12 +54,12 @@ ALLOWED = {
     "03_bottleneck: import time",
     "03_bottleneck: from kvlib.explore import explain, shared_keys",
     '04_loss: rows = [(name, pair) for name in ("teacher", "student") for pair in ("paraphrase", "near miss")]',
-    "05_training: student = experiment.bottleneck  # trained here, or read from disk",
+    '05_training: student = experiment.model("bottleneck")  # trained here, or read from disk',
     "06_evaluation: import matplotlib.pyplot as plt",
     "06_evaluation: def difference(both, truth):",
     "06_evaluation: from kvlib.evaluation import latency, model_size",
     "06_evaluation: from kvlib.explore import explain",
-    "07_carried_keys: carried = experiment.carried_keys  # trained here, or read from disk",
+    '07_carried_keys: carried = experiment.model("carried-keys")  # trained here, or read from disk',
     '07_carried_keys: models = {"teacher": teacher, "teacher with bottleneck": keyed, "new keys": new_keys, '
     '"carried keys": carried}',
     "07_carried_keys: def with_values_of(donor, model):",

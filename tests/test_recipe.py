@@ -20,11 +20,11 @@ from kvlib import (
     load_glue,
     predict_logits,
 )
-from kvlib.__main__ import main
+from kvlib.recipe.command_line import main
 from kvlib.evaluation import key_agreement
-from kvlib.profiles import PROFILES
+from kvlib.recipe import PROFILES
 from kvlib.recipe import BASELINES, COMPARED, STAGES, SYSTEMS, WeakTeacherError, systems_of
-from kvlib.teacher import fingerprint
+from kvlib.cache import fingerprint
 
 DEFAULT = ["majority", "tfidf", "linear-probe", "undistilled", "fine-tuned", "teacher", "distilbert", "bottleneck"]
 

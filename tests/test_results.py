@@ -1,4 +1,4 @@
-"""The tables of the README and the data card are those of the committed results."""
+"""The tables of results in the project's pages are those of the committed files."""
 
 import json
 from pathlib import Path
@@ -7,19 +7,14 @@ import pandas as pd
 import pytest
 
 from kvlib import TASKS
-from kvlib.evidence import evidence_table, kept_share, read_evidence
 from kvlib.recipe import COMPARED, SYSTEMS
+from kvlib.recipe.evidence import evidence_table, kept_above, kept_share, read_evidence
 
 ROOT = Path(__file__).resolve().parents[1]
 GLUE = ROOT / "data" / "results" / "glue.json"
-STAGES_OF_DISTIL = (
-    ("teacher", "teacher"),
-    ("fine-tuned", "fine_tuned"),
-    ("distilbert", "distilbert"),
-    ("bottleneck", "bottleneck"),
-)
-# those of the three stages; the other systems are measured on real GLUE
-ON_MINI = ("majority", "tfidf", "teacher", "fine-tuned", "distilbert", "bottleneck")
+STAGES_OF_DISTIL = ("teacher", "fine-tuned", "distilbert", "bottleneck")
+# those of the three stages
+MAIN_SYSTEMS = ("majority", "tfidf", *STAGES_OF_DISTIL)
 
 
 def read(name):
@@ -31,17 +26,17 @@ def headline(task, suffix=""):
     return f"{TASKS[task].metrics[0]}{suffix}"
 
 
-def results_table():
+def mini_table():
     rows = [
-        "| task | metric | " + " | ".join(SYSTEMS[s] for s in ON_MINI) + " | seconds |",
-        "|---|---|" + "---|" * (len(ON_MINI) + 1),
+        "| task | metric | " + " | ".join(SYSTEMS[s] for s in MAIN_SYSTEMS) + " | seconds |",
+        "|---|---|" + "---|" * (len(MAIN_SYSTEMS) + 1),
     ]
     for task in TASKS:
         result = read(task)
         seconds = f"{sum(result['seconds'].values()):.0f}"
         for suffix in ("", "_mismatched") if task == "mnli" else ("",):
             metric = headline(task, suffix)
-            scores = " | ".join(f"{100 * result['scores'][system][metric]:.1f}" for system in ON_MINI)
+            scores = " | ".join(f"{100 * result['scores'][system][metric]:.1f}" for system in MAIN_SYSTEMS)
             name = f"{task} mismatched" if suffix else task
             rows.append(f"| {name} | {metric.removesuffix(suffix)} | {scores} | {seconds} |")
     return "\n".join(rows)
@@ -68,6 +63,21 @@ def glue_table():
     return markdown(evidence_table(read_evidence(GLUE)))
 
 
+def main_table():
+    """The main systems of `glue_table`, with how much of the teacher each keeps."""
+    runs = read_evidence(GLUE)
+    table = evidence_table(runs)
+    shares = (("% of the teacher's score", kept_share), ("% of its distance above the majority class", kept_above))
+    for column, kept in shares:
+        found = {SYSTEMS[system]: mean_and_spread(kept(runs, system)) for system in MAIN_SYSTEMS}
+        table[column] = pd.Series(found)
+    return markdown(table.dropna())
+
+
+def mean_and_spread(shares):
+    return f"{100 * shares.mean():.1f} ± {100 * shares.std():.1f}"
+
+
 def rows_table():
     runs = json.loads(GLUE.read_text())["runs"]
     rows = ["| task | training rows | validation rows | seeds | teachers refused |", "|---|---|---|---|---|"]
@@ -83,12 +93,14 @@ def rows_table():
 
 def kept_table():
     runs = read_evidence(GLUE)
-    rows = ["| system | share of the teacher's score | share of the distilled student's |", "|---|---|---|"]
+    above = "of its distance above the majority class"
+    rows = [f"| system | of the teacher's score | {above} | of the distilled student's score | {above} |"]
+    rows += ["|---|---|---|---|---|"]
     for system in COMPARED:
-        shares = [100 * kept_share(runs, system, of) for of in ("teacher", "distilbert")]
-        rows.append(
-            f"| {SYSTEMS[system]} | " + " | ".join(f"{s.mean():.1f} ± {s.std():.1f}" for s in shares) + " |"
-        )
+        shares = [
+            kept(runs, system, of=of) for of in ("teacher", "distilbert") for kept in (kept_share, kept_above)
+        ]
+        rows.append(f"| {SYSTEMS[system]} | {' | '.join(map(mean_and_spread, shares))} |")
     return "\n".join(rows)
 
 
@@ -122,9 +134,9 @@ def minutes_table():
     rows = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for task in TASKS:
         cells = []
-        for system, stage in STAGES_OF_DISTIL:
-            found = [run for run in runs if (run["task"], run["system"]) == (task, system)]
-            taken = [run["stages"][stage] for run in found]
+        for name in STAGES_OF_DISTIL:
+            found = [run for run in runs if (run["task"], run["system"]) == (task, name)]
+            taken = [run["stages"][name] for run in found]
             cells.append([stage["seconds"] for stage in taken if not stage["resumed"]])
         if found:
             medians = [pd.Series(cell).median() for cell in cells]
@@ -140,12 +152,13 @@ def minutes_table():
 @pytest.mark.parametrize(
     ("page", "table"),
     [
-        ("README.md", results_table),
-        ("README.md", glue_table),
-        ("README.md", rows_table),
-        ("README.md", kept_table),
-        ("README.md", keys_table),
-        ("README.md", choices_table),
+        ("README.md", main_table),
+        ("data/results/README.md", glue_table),
+        ("data/results/README.md", rows_table),
+        ("data/results/README.md", kept_table),
+        ("data/results/README.md", keys_table),
+        ("data/results/README.md", choices_table),
+        ("data/results/README.md", mini_table),
         ("data/README.md", difficulty_table),
         ("tests/benchmarks/README.md", minutes_table),
     ],
@@ -160,3 +173,29 @@ def test_the_grid_is_whole():
     assert tasks == {"cola", "rte", "qnli", "mnli", "sst2"}
     assert len(seeds) >= 3
     assert found == {(task, system, seed) for task in tasks for system in SYSTEMS for seed in seeds}
+
+
+def test_kept_above_by_hand():
+    scores = {
+        ("majority", 0): (0.2, 0.4),
+        ("teacher", 0): (0.8, 0.6),
+        ("bottleneck", 0): (0.7, 0.4),
+        ("majority", 1): (0.2, 0.4),
+        ("teacher", 1): (0.6, 0.4),
+        ("bottleneck", 1): (0.2, 0.3),
+    }
+    runs = pd.DataFrame(
+        [
+            {"task": task, "system": system, "seed": seed, "score": score}
+            for (system, seed), pair in scores.items()
+            for task, score in zip(("rte", "sst2"), pair, strict=True)
+        ]
+    )
+    # means over tasks, seed 0: (0.55 - 0.3) / (0.7 - 0.3); a student may be below the floor, as with seed 1
+    assert kept_above(runs, "bottleneck").to_dict() == pytest.approx({0: 0.625, 1: -0.25})
+    assert kept_above(runs, "majority").to_dict() == pytest.approx({0: 0, 1: 0})
+    assert kept_above(runs, "teacher", floor="bottleneck").to_dict() == pytest.approx({0: 1, 1: 1})
+    # (0.3 - 0.55) / (0.7 - 0.55): any two systems
+    assert kept_above(runs, "majority", "bottleneck").loc[0] == pytest.approx(-5 / 3)
+    # a seed that lacks a run of the floor has no share
+    assert list(kept_above(runs.drop(index=0), "bottleneck").index) == [1]

@@ -6,8 +6,8 @@ import torch
 from datasets import Dataset, DatasetDict
 
 from kvlib import TASKS, CustomDataset, DistilBERTwithBottleNeck, load_glue
-from kvlib.__main__ import main
-from kvlib.submission import (
+from kvlib.recipe.command_line import main
+from kvlib.recipe.submission import (
     FILES,
     OFFICIAL_ROWS,
     check_student,
@@ -211,7 +211,7 @@ def test_failed_runs_leave_no_half_file_and_the_old_one_whole(students, source, 
     (tmp_path / "MNLI-m.tsv").write_text("old\n")
     calls = iter([torch.zeros(ROWS, 3), torch.full((ROWS, 3), float("nan"))])
     with monkeypatch.context() as patch:
-        patch.setattr("kvlib.submission.predict_logits", lambda model, dataset: next(calls))
+        patch.setattr("kvlib.recipe.submission.predict_logits", lambda model, dataset: next(calls))
         with pytest.raises(ValueError, match="NaN"):
             write_submission(*arguments)
     assert [path.name for path in tmp_path.iterdir()] == ["MNLI-m.tsv"]

@@ -30,11 +30,11 @@ from kvlib import (
 from kvlib.data import get_task
 from kvlib.teacher import (
     BERTbaseConfig,
-    GuardedTrainer,
+    FineTuningTrainer,
     cached_tensors,
     label_config,
     predict_states,
-    whole_checkpoint,
+    last_complete,
 )
 
 SHORT_RUN = Path(__file__).with_name("short_run.py")
@@ -123,19 +123,19 @@ def broken_optimizer(checkpoint):
 
 
 def broken_mark(checkpoint):
-    (checkpoint / "whole.json").write_text("")
+    (checkpoint / "complete.json").write_text("")
 
 
 @pytest.mark.parametrize("damage", [broken_optimizer, broken_mark])
 def test_a_damaged_checkpoint_is_passed_over(damage, tmp_path, small):
     model = tiny()
-    options = {"epochs": 3, "learning_rate": 1e-3, "batch_size": 16, "trainer": GuardedTrainer}
+    options = {"epochs": 3, "learning_rate": 1e-3, "batch_size": 16, "trainer": FineTuningTrainer}
     train_tiny(model, small, tmp_path, **options, save_total_limit=None)
     steps = sorted(int(path.name.split("-")[1]) for path in tmp_path.glob("checkpoint-*"))
     assert steps == [3, 6, 9]
-    assert whole_checkpoint(tmp_path) == tmp_path / "checkpoint-9"
+    assert last_complete(tmp_path) == tmp_path / "checkpoint-9"
     damage(tmp_path / "checkpoint-9")
-    assert whole_checkpoint(tmp_path) == tmp_path / "checkpoint-6"
+    assert last_complete(tmp_path) == tmp_path / "checkpoint-6"
     # a checkpoint whose best epoch so far is damaged would end with that
     state = tmp_path / "checkpoint-6" / "trainer_state.json"
     content = json.loads(state.read_text())
@@ -143,7 +143,7 @@ def test_a_damaged_checkpoint_is_passed_over(damage, tmp_path, small):
         json.dumps(content | {"best_global_step": 3}).ljust(state.stat().st_size)[: state.stat().st_size]
     )
     damage(tmp_path / "checkpoint-3")
-    assert whole_checkpoint(tmp_path) is None
+    assert last_complete(tmp_path) is None
 
 
 def test_a_failed_cache_leaves_no_file(tmp_path, monkeypatch):
@@ -249,9 +249,9 @@ def spoil(numbers, row):
 
 def test_nan_loss_stops_stage_one(scores, tmp_path):
     train, held_out = copy.deepcopy(scores)
-    trainer = partial(GuardedTrainer, callbacks=[GoBad(lambda: spoil(train.labels, 5))])
+    trainer = partial(FineTuningTrainer, callbacks=[GoBad(lambda: spoil(train.labels, 5))])
     message = expect_stop(tiny("stsb"), train, held_out, tmp_path, trainer, 5, 1e-3)
-    kept = whole_checkpoint(tmp_path)
+    kept = last_complete(tmp_path)
     assert kept.name == "checkpoint-3"
     assert finite(BERTbase.from_pretrained(kept))
     assert "The last checkpoint was written before it" in message
@@ -270,13 +270,13 @@ def test_nan_loss_stops_stages_two_and_three(scores, tmp_path):
         trainer = partial(DistillationTrainer, callbacks=callbacks)
         order = {"train_sampling_strategy": "random"} if folder == "three" else {}
         expect_stop(model, *splits, tmp_path / folder, trainer, 7, 1e-3, **order)
-        kept = whole_checkpoint(tmp_path / folder)
+        kept = last_complete(tmp_path / folder)
         assert kept.name == "checkpoint-3"
         assert finite(DistilBERTwithBottleNeck.from_pretrained(kept))
 
 
 def test_far_too_large_a_learning_rate_stops(scores, tmp_path):
-    message = expect_stop(tiny("stsb"), *scores, tmp_path, GuardedTrainer, None, 1e30)
+    message = expect_stop(tiny("stsb"), *scores, tmp_path, FineTuningTrainer, None, 1e30)
     assert "in step 3, at learning rate " in message and "e+29" in message
 
 
@@ -324,12 +324,12 @@ def tiny(task="mrpc"):
     return BERTbase(config)
 
 
-def train_tiny(model, splits, folder, trainer=GuardedTrainer, **options):
+def train_tiny(model, splits, folder, trainer=FineTuningTrainer, **options):
     settings = {"epochs": 1, "learning_rate": 1e-3, "batch_size": 16}
     return fine_tune(model, *splits, folder, trainer=trainer, **(settings | options))
 
 
-def first_gradients(model, splits, folder, trainer=GuardedTrainer, **options):
+def first_gradients(model, splits, folder, trainer=FineTuningTrainer, **options):
     """Take one step through `fine_tune` and return the gradients it was taken with."""
     seen = {}
 
@@ -393,7 +393,7 @@ def test_accumulating_with_hidden_states_needs_equally_many_tokens(
 
 @pytest.mark.parametrize("student", [False, True])
 def test_gradient_checkpointing_gives_the_same_gradients(student, small, tmp_path):
-    model, trainer = tiny(), GuardedTrainer
+    model, trainer = tiny(), FineTuningTrainer
     if student:
         model = without_dropout(DistilBERTwithBottleNeck.from_teacher(model))
         trainer = partial(DistillationTrainer, alpha=0.0)

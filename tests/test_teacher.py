@@ -4,14 +4,16 @@ import pytest
 import torch
 from transformers import BertForSequenceClassification, Trainer
 
-from kvlib import BERTbase, CustomDataset, fine_tune, predict_logits, profiles
-from kvlib.profiles import get_profile, minilm_path
-from kvlib.teacher import cached_logits, fingerprint, tokenizer_fingerprint
+from kvlib import BERTbase, CustomDataset, fine_tune, predict_logits, pretrained
+from kvlib.pretrained import minilm_path
+from kvlib.recipe import get_profile
+from kvlib.cache import fingerprint, tokenizer_fingerprint
+from kvlib.teacher import cached_logits
 
 
 def test_minilm_is_the_published_one_and_other_weights_are_refused(monkeypatch):
     assert (minilm_path() / "model.safetensors").is_file()
-    monkeypatch.setattr(profiles, "MINILM_SHA256", "0" * 64)
+    monkeypatch.setattr(pretrained, "MINILM_SHA256", "0" * 64)
     with pytest.raises(ValueError, match=r"has SHA-256 53aa5117.*, expected 0000"):
         minilm_path.__wrapped__()  # past the cache
 

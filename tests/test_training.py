@@ -16,7 +16,9 @@ from kvlib import (
 )
 from kvlib.evaluation import key_agreement
 from kvlib.loss import alignment_loss, hidden_state_loss
-from kvlib.teacher import MODEL_INPUTS, cached_states, fingerprint, predict_states
+from kvlib.cache import fingerprint
+from kvlib.data import MODEL_INPUTS
+from kvlib.teacher import cached_states, predict_states
 
 
 @pytest.fixture(scope="module")

@@ -80,7 +80,7 @@ def test_two_machines_meet(tmp_path):
     """The example for two machines, both of them this one."""
     script = tmp_path / "meet.py"
     script.write_text(
-        "from kvlib.teacher import process_state\n"
+        "from kvlib.machine import process_state\n"
         "state = process_state()\n"
         "state.wait_for_everyone()\n"
         "print(f'process {state.process_index} of {state.num_processes}')\n"

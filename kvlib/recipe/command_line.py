@@ -6,17 +6,20 @@ from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
-from accelerate import PartialState
 from datasets import disable_progress_bars
 from huggingface_hub.utils import disable_progress_bars as disable_hub_bars
 from huggingface_hub.utils import logging as hub_logging
 from transformers.utils import logging
 
 from kvlib.data import get_task, load_glue
-from kvlib.evidence import evidence_table, gather_evidence, read_evidence
-from kvlib.profiles import PROFILES, get_profile, resolve_checkpoint
-from kvlib.recipe import COMPARED, WeakTeacherError, distil, systems_of
-from kvlib.submission import FILES, NOT_MADE_HERE, OFFICIAL_ROWS, check_submission, write_submission
+from kvlib.machine import process_state
+from kvlib.pretrained import resolve_checkpoint
+from kvlib.recipe.distillation import distil
+from kvlib.recipe.evidence import evidence_table, gather_evidence, read_evidence
+from kvlib.recipe.experiment import WeakTeacherError
+from kvlib.recipe.profiles import PROFILES, get_profile
+from kvlib.recipe.stages import COMPARED, systems_of
+from kvlib.recipe.submission import FILES, NOT_MADE_HERE, OFFICIAL_ROWS, check_submission, write_submission
 
 
 class _Parser(argparse.ArgumentParser):
@@ -66,7 +69,11 @@ def _add_distil(commands: "argparse._SubParsersAction[_Parser]") -> None:
     _add_sources(command)
     option("--seed", type=int, default=0, metavar="N", help="seed of everything random (default: 0)")
     option("--output", metavar="DIR", help="folder for metrics.json and the student (default: print only)")
-    option("--runs", metavar="DIR", help="folder of finished stages (default: data/runs of the project)")
+    option(
+        "--runs",
+        metavar="DIR",
+        help="folder of finished stages (default: data/runs, or the environment variable KVLIB_RUNS)",
+    )
 
 
 def _add_evidence(commands: "argparse._SubParsersAction[_Parser]") -> None:
@@ -83,7 +90,11 @@ def _add_evidence(commands: "argparse._SubParsersAction[_Parser]") -> None:
     option("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], metavar="N", help="default: 0 1 2 3 4")
     _add_sources(command)
     option("--max-rows", type=int, metavar="N", help="only the first N training rows (default: all)")
-    option("--runs", metavar="DIR", help="folder of finished stages (default: data/runs of the project)")
+    option(
+        "--runs",
+        metavar="DIR",
+        help="folder of finished stages (default: data/runs, or the environment variable KVLIB_RUNS)",
+    )
 
 
 def _check_distil(arguments: argparse.Namespace) -> None:
@@ -170,7 +181,7 @@ def main(argv: list[str] | None = None) -> int:
     -------
     int
         0 when done, 1 if a run ends early: the teacher is too weak, the loss is not finite, memory or disk is
-        full. Bad arguments exit with 2. Either way the last line says why.
+        full, a file was made from something else. Bad arguments exit with 2. Either way the last line says why.
     """
     # a hub out of reach is said once, by its error, not at each of the client's attempts
     hub_logging.set_verbosity_error()
@@ -178,7 +189,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.set_verbosity_error()
     try:
         return {"distil": run_distil, "evidence": run_evidence, "submit": run_submit}[arguments.command](arguments)
-    except (WeakTeacherError, FloatingPointError, MemoryError, OSError) as error:
+    except (WeakTeacherError, ValueError, FloatingPointError, MemoryError, OSError) as error:
         print(f"kvlib: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
 
@@ -187,7 +198,7 @@ def run_distil(arguments: argparse.Namespace) -> int:
     """Run the recipe and print its table, in the main process."""
     names = ("task", "source", "profile", "seed", "output", "runs", "system")
     result = distil(**{name: getattr(arguments, name) for name in names})
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         metrics = result.metrics
         seconds = ", ".join(f"{stage} {spent:.0f} s" for stage, spent in metrics["seconds"].items())
         print(f"\n{metrics['task']} from {metrics['source']}, seed {metrics['seed']}: {metrics['rows']}")
@@ -211,7 +222,3 @@ def _tell(record: dict) -> None:
     scores = record["metrics"] or {"refused": np.nan}
     shown = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
     print(f"{record['task']} {record['system']} seed {record['seed']}: {shown}", flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,8 +12,11 @@ from filelock import FileLock
 
 from kvlib.data import TASKS
 from kvlib.evaluation import key_agreement, model_size
-from kvlib.profiles import Profile, get_profile
-from kvlib.recipe import STAGES, SYSTEMS, Experiment, WeakTeacherError, machine, rows_used, systems_of, write_json
+from kvlib.machine import describe
+from kvlib.recipe.distillation import write_json
+from kvlib.recipe.experiment import Experiment, WeakTeacherError
+from kvlib.recipe.profiles import Profile, get_profile
+from kvlib.recipe.stages import SYSTEMS, needed_stages, systems_of
 
 # training rows of the official splits: fewer are a subset, and said to be one
 OFFICIAL_ROWS = {
@@ -51,9 +54,9 @@ def gather_evidence(
     tasks : sequence of str
         GLUE names.
     systems : sequence of str
-        Of the four compared systems, or ``"all"``; their teachers and all baselines come along.
+        Names of the compared systems, or ``"all"``; their teachers and all baselines come along.
     seeds : sequence of int
-        Seeds of everything random.
+        Seeds for everything random.
     source, profile, max_rows, runs
         As in `Experiment`.
     tell : callable
@@ -72,7 +75,9 @@ def gather_evidence(
     _add(output, settings)
     for seed in seeds:
         for task in tasks:
-            done = {(r["task"], r["system"], r["seed"]) for r in json.loads(output.read_text())["runs"]}
+            done = {
+                (r["task"], r["system"], r["seed"]) for r in json.loads(output.read_text(encoding="utf-8"))["runs"]
+            }
             missing = [name for name in names if (task, name, seed) not in done]
             if not missing:
                 continue
@@ -92,7 +97,7 @@ def run_once(experiment: Experiment, system: str) -> dict[str, Any]:
         ``metrics`` is None, and ``refused`` says why, where the teacher is too weak to distil.
     """
     task = experiment.task.name
-    rows = rows_used(experiment)
+    rows = experiment.rows_used()
     record: dict[str, Any] = {
         "task": task,
         "system": system,
@@ -103,8 +108,8 @@ def run_once(experiment: Experiment, system: str) -> dict[str, Any]:
     try:
         record["metrics"] = experiment.score(system)
     except WeakTeacherError as error:
-        return record | {"metrics": None, "refused": str(error)} | machine()
-    stages = {name: experiment.records[name] for name in STAGES.get(system, ())}
+        return record | {"metrics": None, "refused": str(error)} | describe()
+    stages = {name: experiment.records[name] for name in needed_stages(system)}
     record["stages"] = stages
     record["seconds"] = sum(stage["seconds"] for stage in stages.values())
     record["peak_memory_mb"] = max((stage["peak_memory_mb"] for stage in stages.values()), default=None)
@@ -114,7 +119,7 @@ def run_once(experiment: Experiment, system: str) -> dict[str, Any]:
         experiment.model(system).eval()
     if system in ("new-keys", "carried-keys"):
         record["keys"] = _keys_beside_the_teachers(experiment, system)
-    return record | machine()
+    return record | describe()
 
 
 def _keys_beside_the_teachers(experiment: Experiment, system: str) -> dict[str, Any]:
@@ -132,7 +137,11 @@ def _keys_beside_the_teachers(experiment: Experiment, system: str) -> dict[str, 
 def _add(output: Path, settings: dict[str, Any], record: dict[str, Any] | None = None) -> None:
     """Add a record, or only check the settings; other processes wait meanwhile."""
     with FileLock(output.with_name(f".{output.name}.lock")):
-        content = json.loads(output.read_text()) if output.exists() else {"settings": settings, "runs": []}
+        content = (
+            json.loads(output.read_text(encoding="utf-8"))
+            if output.exists()
+            else {"settings": settings, "runs": []}
+        )
         # as JSON gives them back
         if content["settings"] != json.loads(json.dumps(settings)):
             differing = [name for name, value in settings.items() if content["settings"].get(name) != value]
@@ -154,7 +163,7 @@ def read_evidence(path: str | Path) -> pd.DataFrame:
 
     Runs whose teacher was refused have NaN.
     """
-    runs = json.loads(Path(path).read_text())["runs"]
+    runs = json.loads(Path(path).read_text(encoding="utf-8"))["runs"]
     scores = [run["metrics"][TASKS[run["task"]].metrics[0]] if run["metrics"] else np.nan for run in runs]
     return pd.DataFrame(
         {name: [run[name] for run in runs] for name in ("task", "system", "seed")} | {"score": scores}
@@ -197,3 +206,12 @@ def kept_share(runs: pd.DataFrame, system: str, of: str = "teacher") -> pd.Serie
     means = scores.dropna().groupby("seed").mean()
     share = means[system] / means[of]
     return share[found.loc[share.index] == len(names) * runs["task"].nunique()]
+
+
+def kept_above(runs: pd.DataFrame, system: str, floor: str = "majority", of: str = "teacher") -> pd.Series:
+    """Say what share of the distance from a floor to another's score a system keeps, one number a seed.
+
+    Of means over tasks: ``(system - floor) / (of - floor)``. Seeds and tasks are left out as in `kept_share`.
+    """
+    share, start = kept_share(runs, system, of), kept_share(runs, floor, of)
+    return ((share - start) / (1 - start)).dropna()

@@ -9,7 +9,6 @@ these two are then the sample's, not the students'.
 """
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,9 @@ import torch
 from datasets import DatasetDict
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+from kvlib.cache import write_aside
 from kvlib.data import TASKS, CustomDataset, get_task, load_glue
+from kvlib.machine import device
 from kvlib.teacher import label_config, predict_logits
 
 # task -> test split -> the file's name
@@ -48,17 +49,7 @@ _IN_WORDS = ("mnli", "rte", "qnli")
 
 
 def find_students(folder: str | Path) -> dict[str, Path]:
-    """Find the students that ``python -m kvlib distil --output FOLDER/TASK`` wrote.
-
-    Parameters
-    ----------
-    folder : str or pathlib.Path
-        Holds ``<task>/student`` for one task or more.
-
-    Returns
-    -------
-    dict of str to pathlib.Path
-        Task to the student's folder, in the order of `kvlib.data.TASKS`.
+    """Find the students ``<task>/student`` in a folder, by task in the order of `kvlib.data.TASKS`.
 
     Raises
     ------
@@ -82,15 +73,13 @@ def check_student(student: str | Path, task: str) -> None:
     student : str or pathlib.Path
         A folder as `distil` writes it: config, weights, tokenizer. A ``metrics.json`` beside it must name the same
         task: RTE and QNLI have the same labels, and their students' configs do not differ.
-    task : str
-        One of the eight GLUE names.
+    task : str or Task
+        One of the eight GLUE tasks.
 
     Raises
     ------
-    FileNotFoundError
-        If one of its files is missing.
-    ValueError
-        If its labels, or their order, are not the task's, or if it was distilled on another task.
+    FileNotFoundError, ValueError
+        If a file is missing; if its labels or their order are not the task's, or it was distilled on another task.
     """
     student, spec = Path(student), get_task(task)
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
@@ -103,7 +92,7 @@ def check_student(student: str | Path, task: str) -> None:
             f"numbers them {', '.join(expected['id2label'].values())}: {_again(task, student)}"
         )
     metrics = student.parent / "metrics.json"
-    distilled_on = json.loads(metrics.read_text()).get("task", task) if metrics.is_file() else task
+    distilled_on = json.loads(metrics.read_text(encoding="utf-8")).get("task", task) if metrics.is_file() else task
     if distilled_on != task:
         raise ValueError(f"{metrics} says that {student} was distilled on {distilled_on}: {_again(task, student)}")
 
@@ -114,18 +103,6 @@ def _again(task: str, student: Path) -> str:
 
 def check_test_splits(data: DatasetDict, task: str) -> DatasetDict:
     """Return the test splits of `task`, each in the order of its idx, which must be 0, 1, 2, … without a gap.
-
-    Parameters
-    ----------
-    data : datasets.DatasetDict
-        As `load_glue` gives it.
-    task : str
-        One of the eight GLUE names.
-
-    Returns
-    -------
-    datasets.DatasetDict
-        One split; MNLI's two.
 
     Raises
     ------
@@ -154,19 +131,7 @@ def check_test_splits(data: DatasetDict, task: str) -> DatasetDict:
 
 
 def check_submission(students: str | Path, source: str | Path | None = None) -> dict[str, DatasetDict]:
-    """Check all that a submission needs before anything is predicted.
-
-    Parameters
-    ----------
-    students : str or pathlib.Path
-        As in `find_students`.
-    source : str or pathlib.Path, optional
-        As in `load_glue`.
-
-    Returns
-    -------
-    dict of str to datasets.DatasetDict
-        Task to its test splits, for every task with a student.
+    """Check all that a submission needs, and return the test splits of every task with a student in `students`.
 
     Raises
     ------
@@ -184,8 +149,6 @@ def write_submission(
 ) -> dict[str, int]:
     """Predict the test split of one task and write its submission file; two files for MNLI.
 
-    A file is written aside and renamed, so it is whole or not there; one of the same name is replaced.
-
     Parameters
     ----------
     student : str or pathlib.Path
@@ -195,7 +158,7 @@ def write_submission(
     task : str
         One of the eight GLUE names.
     folder : str or pathlib.Path
-        Where the files go; made if missing.
+        Where the files go; one of the same name is replaced.
     max_length : int
         Longest sequence in tokens, as in training.
 
@@ -212,35 +175,25 @@ def write_submission(
     check_student(student, task)
     splits = check_test_splits(data, task)
     model = AutoModelForSequenceClassification.from_pretrained(student, dtype=torch.float32)
-    # QQP alone has 390,965 rows
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device())
     tokenizer = AutoTokenizer.from_pretrained(student)
     texts = {}
     for name, split in splits.items():
         logits = predict_logits(model, CustomDataset(split, tokenizer, task, max_length))
         lines = [f"{index}\t{prediction}\n" for index, prediction in enumerate(predictions(logits, task))]
         texts[FILES[task][name]] = "".join(["index\tprediction\n", *lines])
-    Path(folder).mkdir(parents=True, exist_ok=True)
     for file, text in texts.items():
-        _write_aside(Path(folder) / file, text)
+        with write_aside(Path(folder) / file) as temporary:
+            # bytes: no platform may turn the newline into another
+            temporary.write_bytes(text.encode())
     return {FILES[task][name]: len(split) for name, split in splits.items()}
 
 
 def predictions(logits: torch.Tensor, task: str) -> list[str]:
-    """Turn logits into what the server reads.
+    """Turn logits ``(N, num_labels)`` into N words as the server reads them.
 
-    Parameters
-    ----------
-    logits : torch.Tensor
-        Shape ``(N, num_labels)``.
-    task : str
-        One of the eight GLUE names.
-
-    Returns
-    -------
-    list of str
-        N predictions: label names for MNLI, RTE and QNLI, class numbers for CoLA, MRPC, SST-2 and QQP, and for
-        STS-B the score, cut off at 0 and 5 (the server takes no other), with three decimals.
+    Label names for MNLI, RTE and QNLI, class numbers for CoLA, MRPC, SST-2 and QQP, and for STS-B the score, cut
+    off at 0 and 5 (the server takes no other), with three decimals.
 
     Raises
     ------
@@ -256,13 +209,3 @@ def predictions(logits: torch.Tensor, task: str) -> list[str]:
         return [f"{score:.3f}" for score in logits[:, 0].clamp(0, 5).tolist()]
     names = spec.label_names if task in _IN_WORDS else [str(number) for number in range(spec.num_labels)]
     return [names[number] for number in logits.argmax(1).tolist()]
-
-
-def _write_aside(path: Path, text: str) -> None:
-    aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        # bytes: no platform may turn the newline into another
-        aside.write_bytes(text.encode())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from kvlib.recipe import RUNS
+from kvlib.recipe import runs_folder
 
 EXERCISES: "dict[str, Exercise]" = {}  # by id, in the order of the course
 
@@ -312,7 +312,7 @@ def _restored_state() -> Iterator[None]:
 
 
 def _folder() -> Path:
-    return Path(os.environ.get("KVLIB_PROGRESS") or RUNS / "progress")
+    return Path(os.environ.get("KVLIB_PROGRESS") or runs_folder() / "progress")
 
 
 def _remember(exercise_id: str) -> None:

@@ -6,15 +6,14 @@ import sys
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT = Path(__file__).resolve().parents[2]
+RUNS = Path(os.environ.get("KVLIB_RUNS") or PROJECT / "data" / "runs")
 PROFILES = ("quick", "real", "base")
 GIGABYTE = 1024**3
 INSTALL = f'"{sys.executable}" -m pip install -r requirements.txt'
 
 
-def problems(
-    requirements: Path = PROJECT / "requirements.txt", runs: Path = PROJECT / "data" / "runs"
-) -> list[str]:
+def problems(requirements: Path = PROJECT / "requirements.txt", runs: Path = RUNS) -> list[str]:
     """Return a line for everything that is wrong, each with how to mend it.
 
     Parameters
@@ -27,7 +26,7 @@ def problems(
     found = []
     if sys.version_info < (3, 11):  # noqa: UP036 - pip was not asked if the kernel is another Python
         found.append(
-            f"Python is {sys.version.split()[0]}, the course needs 3.11: make the environment with python3.11"
+            f"Python is {sys.version.split()[0]}, the course needs 3.11 or newer: make the environment with that"
         )
     for line in requirements.read_text().splitlines():
         package, _, pinned = line.partition("==")

@@ -14,17 +14,18 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from kvlib.data import CustomDataset
-from kvlib.discretized import DiscretizedModel
 from kvlib.explore import (
     compare_logits,
     edit,
     explain,
+    longest_input,
     push_by_token,
     push_columns,
     require_bottleneck,
     similar_by_key,
     strongest_keys,
 )
+from kvlib.student import EncoderWithBottleNeck
 from kvlib.training import KeyIndexDataset
 
 _OFF = -1  # in the menu of values
@@ -89,7 +90,7 @@ class Explorer:
 
     def __init__(
         self,
-        student: DiscretizedModel,
+        student: EncoderWithBottleNeck,
         tokenizer: PreTrainedTokenizerBase,
         training: CustomDataset | None = None,
         fired: KeyIndexDataset | None = None,
@@ -199,7 +200,7 @@ class Explorer:
         )
         verb = "sum" if equal else "DO NOT SUM"
         lines = [f"Checked: the pushes {verb} to the model's logits. Sum and logit of {shown}."]
-        limit = self.student.config.max_position_embeddings
+        limit = longest_input(self.student, self.tokenizer)
         length = len(self.tokenizer(self.text.value, pair, verbose=False)["input_ids"])
         if length > limit:
             lines.append(f"The text has {length} tokens; the model reads {limit}, the rest is cut off.")

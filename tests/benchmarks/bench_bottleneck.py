@@ -151,14 +151,14 @@ def shape(tokens=TOKENS, codebooks=CODEBOOKS, keys=KEYS):
 
 def products_of(bottleneck, states):
     """Record the matrix products of `quantize`, cut as it cuts them, to repeat them and nothing else."""
-    multiply, products = torch.bmm, []
+    multiply, products = torch.mm, []
 
     def record(left, right, out):
         products.append((left, right, out))
         return multiply(left, right, out=out)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "bmm", record)
+        patch.setattr(torch, "mm", record)
         bottleneck.quantize(states)
 
     def run():

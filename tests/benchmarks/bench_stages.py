@@ -6,7 +6,7 @@ the median of the ratios of the rounds.
 
 import argparse
 from collections.abc import Callable
-from copy import copy, deepcopy
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -90,12 +90,12 @@ def seconds(run: Callable[[], object]) -> float:
     return perf_counter() - start
 
 
-def runs(task: str, rows: CustomDataset) -> dict[str, Callable[[], object]]:
+def runs(task: str, tokenize: Callable[..., CustomDataset]) -> dict[str, Callable[[], object]]:
     """Prepare what is timed; every call starts from the same untrained student."""
+    rows = tokenize()
     teacher = BERTbase.for_task(task, PROFILE.teacher_checkpoint, PROFILE.teacher_pooling).to(DEVICE).eval()
     student = DistilBERTwithBottleNeck.from_teacher(teacher).to(DEVICE)
-    taught = copy(rows)
-    taught.attach(predict_logits(teacher, rows))
+    taught = tokenize(teacher_logits=predict_logits(teacher, rows))
 
     def discretized() -> tuple[DistilBERTwithBottleNeck, KeyIndexDataset]:
         found = student.discretize(
@@ -126,16 +126,11 @@ def measure(task: str, source: Path, share: float, rounds: int) -> list[list[str
     """Make the rows of the table for one task."""
     split = load_glue(task, source)["train"].shuffle(seed=0)
     split = split.select(range(round(share * len(split))))
-    tokenize = partial(
-        CustomDataset,
-        tokenizer=load_tokenizer(PROFILE.teacher_checkpoint),
-        task=task,
-        max_length=PROFILE.max_length,
-    )
+    options = {"tokenizer": load_tokenizer(PROFILE.teacher_checkpoint), "task": task, "max_length": PROFILE.max_length}
     # first times are slower: allocations, imports, kernels chosen
-    for run in runs(task, tokenize(split.select(range(2 * PROFILE.batch_size)))).values():
+    for run in runs(task, partial(CustomDataset, split.select(range(2 * PROFILE.batch_size)), **options)).values():
         run()
-    timed = runs(task, tokenize(split))
+    timed = runs(task, partial(CustomDataset, split, **options))
     times: dict[str, list[float]] = {name: [] for name in timed}
     for _ in range(rounds):
         for name, run in timed.items():

@@ -7,7 +7,6 @@ too much to keep.
 """
 
 import argparse
-import copy
 import json
 import tempfile
 import time
@@ -22,10 +21,10 @@ from torch import Tensor, nn
 from transformers import set_seed
 from transformers.utils import logging
 
-from kvlib import CustomDataset, DistilBERTwithBottleNeck, DistillationTrainer, Experiment, fine_tune, get_profile
-from kvlib.data import Task
+from kvlib import DistilBERTwithBottleNeck, DistillationTrainer, Experiment, fine_tune, get_profile
+from kvlib.data import MODEL_INPUTS, Task
 from kvlib.evaluation import evaluate
-from kvlib.teacher import MODEL_INPUTS, predict_logits
+from kvlib.teacher import predict_logits
 
 ROOT = Path(__file__).resolve().parents[2]
 TRIALS = {
@@ -115,20 +114,16 @@ def new_text(split: Dataset, task: Task, seed: int) -> Dataset:
 
 def trial(experiment: Experiment, options: dict[str, float]) -> dict[str, float]:
     """Train one student and score it, and its teacher, on the held-out rows."""
-    teacher, train = experiment.teacher, copy.copy(experiment.train)
-    train.attach(experiment.teacher_logits)
+    teacher, split, logits = experiment.model("teacher"), experiment.train_split, experiment.teacher_logits
     if options.get("copies"):
-        split = experiment.train_split
         more = new_text(split, experiment.task, experiment.seed)
-        dataset = CustomDataset(more, experiment.tokenizer, experiment.task.name, experiment.profile.max_length)
         with experiment.precision():
-            answers = predict_logits(teacher, dataset)
+            answers = predict_logits(teacher, experiment.tokenize(more))
         regression = experiment.task.is_regression
         labels = answers[:, 0].clamp(0, 5).tolist() if regression else answers.argmax(1).tolist()
         labelled = Dataset.from_dict(more.to_dict() | {"label": labels}, split.features)
-        both = concatenate_datasets([split, labelled])
-        train = CustomDataset(both, experiment.tokenizer, experiment.task.name, experiment.profile.max_length)
-        train.attach(torch.cat([experiment.teacher_logits, answers]))
+        split, logits = concatenate_datasets([split, labelled]), torch.cat([logits, answers])
+    train = experiment.tokenize(split, teacher_logits=logits)
     set_seed(experiment.seed)
     student = DistilBERTwithBottleNeck.from_teacher(teacher)
     trainer = partial(

@@ -210,8 +210,8 @@ def statistics(keys, vectors, key_indices):
 
 def moved(keys, counts, hits, sums, decay):
     new_counts = decay * counts + (1 - decay) * hits
-    running = decay * counts.unsqueeze(-1) * keys + (1 - decay) * sums
-    return torch.where(new_counts.unsqueeze(-1) > 0, running / new_counts.unsqueeze(-1), keys), new_counts
+    new_sums = decay * counts.unsqueeze(-1) * keys + (1 - decay) * sums
+    return torch.where(new_counts.unsqueeze(-1) > 0, new_sums / new_counts.unsqueeze(-1), keys), new_counts
 
 
 def revived(keys, counts, vectors, dead):
@@ -223,7 +223,7 @@ def revived(keys, counts, vectors, dead):
 
 
 def revival(exercise_step):
-    """Turn a running mean, right or wrong, into a whole answer."""
+    """Turn a step, right or wrong, into a whole answer."""
 
     def answer(keys, counts, vectors, key_indices, decay, dead_below):
         new_keys, new_counts = exercise_step(keys, counts, *statistics(keys, vectors, key_indices), decay)
@@ -274,24 +274,24 @@ def average_of_keys(keys, counts, hits, sums, decay):
 @revival
 def new_count_in_sum(keys, counts, hits, sums, decay):
     new_counts = decay * counts + (1 - decay) * hits
-    running = decay * new_counts.unsqueeze(-1) * keys + (1 - decay) * sums
-    return running / new_counts.unsqueeze(-1), new_counts
+    new_sums = decay * new_counts.unsqueeze(-1) * keys + (1 - decay) * sums
+    return new_sums / new_counts.unsqueeze(-1), new_counts
 
 
 @wrong("3.3", "divides zero by zero", "stays finite where a count is zero", "keep the old key")
 @revival
 def zero_by_zero(keys, counts, hits, sums, decay):
     new_counts = decay * counts + (1 - decay) * hits
-    running = decay * counts.unsqueeze(-1) * keys + (1 - decay) * sums
-    return running / new_counts.unsqueeze(-1), new_counts
+    new_sums = decay * counts.unsqueeze(-1) * keys + (1 - decay) * sums
+    return new_sums / new_counts.unsqueeze(-1), new_counts
 
 
 @wrong("3.3", "moves empty keys to the origin", "stays finite where a count is zero", "keep the old key")
 @revival
 def clamped(keys, counts, hits, sums, decay):
     new_counts = decay * counts + (1 - decay) * hits
-    running = decay * counts.unsqueeze(-1) * keys + (1 - decay) * sums
-    return running / new_counts.unsqueeze(-1).clamp(min=1e-9), new_counts
+    new_sums = decay * counts.unsqueeze(-1) * keys + (1 - decay) * sums
+    return new_sums / new_counts.unsqueeze(-1).clamp(min=1e-9), new_counts
 
 
 @wrong("3.3", "revives nobody", "replaces a dead key by a vector of its own codebook", "a random row of the batch")

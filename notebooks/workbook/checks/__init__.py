@@ -1,9 +1,10 @@
-"""The workbook: `check` tests the properties of a learner's answer, `progress` counts what is solved.
+"""The exercises: `check` tests the properties of a learner's answer, `progress` counts what is solved.
 
-The exercises of a chapter stand in the module of its number; notebooks alone import this package.
+The exercises of a chapter stand in the module of its number.
 """
 
-from kvlib.exercises import (  # noqa: F401 - importing a chapter registers its exercises
+from workbook.checking import EXERCISES, Exercise, check, progress
+from workbook.checks import (  # noqa: F401 - importing a chapter registers its exercises
     chapter_00,
     chapter_01,
     chapter_02,
@@ -14,6 +15,5 @@ from kvlib.exercises import (  # noqa: F401 - importing a chapter registers its 
     chapter_07,
     chapter_09,
 )
-from kvlib.exercises.checking import EXERCISES, Exercise, check, progress
 
 __all__ = ["EXERCISES", "Exercise", "check", "progress"]

@@ -2,7 +2,7 @@
 
 import torch
 
-from kvlib.exercises.checking import Answer, Exercise, expect, expect_number
+from workbook.checking import Answer, Exercise, expect, expect_number
 
 ACCURACY = Exercise("0.1", "A share of right answers", difficulty=1, minutes=3)
 

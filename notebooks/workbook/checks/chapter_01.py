@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kvlib.exercises.checking import Answer, Exercise, expect, expect_number, show
+from workbook.checking import Answer, Exercise, expect, expect_number, show
 
 FLOOR = Exercise("1.1", "The floor on new rows", difficulty=1, minutes=5)
 

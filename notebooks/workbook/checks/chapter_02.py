@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from kvlib.exercises.checking import Answer, Exercise, expect, expect_close, expect_number, expect_tensor, show
+from workbook.checking import Answer, Exercise, expect, expect_close, expect_number, expect_tensor, show
 
 POOL = Exercise("2.1", "One vector for each text of a pair", difficulty=2, minutes=10)
 

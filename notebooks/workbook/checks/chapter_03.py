@@ -8,20 +8,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kvlib.exercises.checking import (
-    Answer,
-    Exercise,
-    Mistake,
-    expect,
-    expect_close,
-    expect_number,
-    expect_tensor,
-    show,
-)
+from workbook.checking import Answer, Exercise, Mistake, expect, expect_close, expect_number, expect_tensor, show
 
 BLOCKS = Exercise("3.1", "Nearest keys, a block of keys at a time", difficulty=2, minutes=15)
 STRAIGHT = Exercise("3.2", "A gradient past the argmin", difficulty=2, minutes=10)
-REVIVAL = Exercise("3.3", "A running mean that revives dead keys", difficulty=3, minutes=20)
+REVIVAL = Exercise("3.3", "A moving average that revives dead keys", difficulty=3, minutes=20)
 SHAPE = Exercise("3.4", "Which C and K fit into memory?", difficulty=2, minutes=10)
 
 
@@ -199,7 +190,7 @@ def unchanged(answer: Answer) -> None:
     )
 
 
-@STRAIGHT.probe("gives the keys no gradient", hint="detach the chosen keys: running means move keys, not the loss")
+@STRAIGHT.probe("gives the keys no gradient", hint="detach the chosen keys: averages move keys, not the loss")
 def no_key_gradient(answer: Answer) -> None:
     quantised, _, chosen, given = _quantised(answer, 8)
     _, gradient = _gradients(quantised, given, torch.ones_like(chosen))
@@ -256,9 +247,7 @@ def _inputs(
     return _randn(seed + 1, codebooks, size, 2), 0.5 + _randn(seed + 2, codebooks, size).abs(), vectors, indices
 
 
-def _running(
-    keys: Tensor, counts: Tensor, vectors: Tensor, indices: Tensor, decay: float
-) -> tuple[Tensor, Tensor]:
+def _moved(keys: Tensor, counts: Tensor, vectors: Tensor, indices: Tensor, decay: float) -> tuple[Tensor, Tensor]:
     """Return keys and counts after one step, without revival; NaN keys where a count is zero."""
     chosen = torch.nn.functional.one_hot(indices, keys.shape[1]).to(keys.dtype)  # (N, C, K)
     sums = decay * counts.unsqueeze(-1) * keys + (1 - decay) * torch.einsum("nck,ncd->ckd", chosen, vectors)
@@ -291,16 +280,16 @@ def keys_and_counts(answer: Answer) -> None:
 def hits_apart(answer: Answer) -> None:
     inputs = _inputs(10)
     _, counts = _step(answer, *inputs, 0.0, 0.0)
-    _expect_all(counts, _running(*inputs, 0.0)[1], "at decay 0, count")
+    _expect_all(counts, _moved(*inputs, 0.0)[1], "at decay 0, count")
 
 
 @REVIVAL.probe(
-    "lets the counts decay", hint="a count is a running mean: decay · count + (1 - decay) · hits, both factors"
+    "lets the counts decay", hint="a count is a moving average: decay · count + (1 - decay) · hits, both factors"
 )
 def counts_decay(answer: Answer) -> None:
     inputs = _inputs(20, codebooks=2, size=4)
     _, counts = _step(answer, *inputs, 0.8, 0.0)
-    _expect_all(counts, _running(*inputs, 0.8)[1], "new count")
+    _expect_all(counts, _moved(*inputs, 0.8)[1], "new count")
 
 
 @REVIVAL.probe(
@@ -315,12 +304,12 @@ def mean_not_sum(answer: Answer) -> None:
 
 @REVIVAL.probe(
     "weighs the old key by its old count",
-    hint="the running sum is decay · old count · key + (1 - decay) · s, and the key that sum over the new count",
+    hint="the new sum is decay · old count · key + (1 - decay) · s, and the key that sum over the new count",
 )
 def old_count(answer: Answer) -> None:
     inputs = _inputs(30)
     keys, _ = _step(answer, *inputs, 0.5, 0.0)
-    _expect_all(keys, _running(*inputs, 0.5)[0], "place")
+    _expect_all(keys, _moved(*inputs, 0.5)[0], "place")
 
 
 @REVIVAL.probe(
@@ -367,7 +356,7 @@ def by_new_count(answer: Answer) -> None:
     found, _ = _step(answer, keys, counts, vectors, indices, 0.9, 0.5)
     saw = "a key stays whose count fell from 0.52 to 0.468, with dead_below = 0.5"
     expect(not torch.allclose(found[0, 1], keys[0, 1]), saw)
-    moved = _running(keys, counts, vectors, indices, 0.9)[0]
+    moved = _moved(keys, counts, vectors, indices, 0.9)[0]
     saw = "a key is replaced whose count rose from 0.1 to 0.59, with dead_below = 0.5"
     expect(torch.allclose(found[0, 2], moved[0, 2]), saw)
 
@@ -380,7 +369,7 @@ def by_new_count(answer: Answer) -> None:
 def living_keys(answer: Answer) -> None:
     inputs = _with_dead(70)
     found, _ = _step(answer, *inputs, 0.9, 0.05)
-    moved, counts = _running(*inputs, 0.9)
+    moved, counts = _moved(*inputs, 0.9)
     wrong = ((found - moved).abs().amax(-1) > 1e-6) & (counts >= 0.05)
     expect(not wrong.any(), f"{int(wrong.sum())} of {int((counts >= 0.05).sum())} living keys were replaced")
 
@@ -405,7 +394,7 @@ def spread(answer: Answer) -> None:
 def fresh_count(answer: Answer) -> None:
     inputs = _with_dead(90)
     _, found = _step(answer, *inputs, 0.9, 0.05)
-    counts = _running(*inputs, 0.9)[1]
+    counts = _moved(*inputs, 0.9)[1]
     _expect_all(found, torch.where(counts < 0.05, 20 / 5, counts), "new count")
 
 

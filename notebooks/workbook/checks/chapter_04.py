@@ -3,17 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from kvlib.exercises.checking import (
-    Answer,
-    Exercise,
-    Mistake,
-    expect,
-    expect_close,
-    expect_number,
-    expect_tensor,
-    show,
-)
 from kvlib.loss import distillation_loss
+from workbook.checking import Answer, Exercise, Mistake, expect, expect_close, expect_number, expect_tensor, show
 
 SOFT_KL = Exercise("4.1", "KL with temperature, and its T²", difficulty=2, minutes=10)
 

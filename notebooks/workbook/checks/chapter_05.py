@@ -10,8 +10,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from kvlib.bottleneck import DiscreteKeyValueBottleneck
-from kvlib.exercises.checking import Answer, Exercise, expect, expect_close, expect_tensor, show
 from kvlib.loss import distillation_loss
+from workbook.checking import Answer, Exercise, expect, expect_close, expect_tensor, show
 
 LAYERS = Exercise("5.1", "Which layers the student takes", difficulty=1, minutes=5)
 
@@ -403,7 +403,7 @@ def clears_gradient(answer: Answer) -> None:
 
 
 @STAGE_3.probe(
-    "keeps one optimiser", hint="AdamW's running means live in the optimiser: make it once, before the loop"
+    "keeps one optimiser", hint="AdamW's moving averages live in the optimiser: make it once, before the loop"
 )
 def keeps_optimizer(answer: Answer) -> None:
     _unlike(answer, "the values that a new AdamW for each batch gives", fresh=True)

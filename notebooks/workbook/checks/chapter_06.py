@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import matthews_corrcoef
 
-from kvlib.exercises.checking import Answer, Exercise, Mistake, expect, expect_close, expect_number, show
+from workbook.checking import Answer, Exercise, Mistake, expect, expect_close, expect_number, show
 
 MATTHEWS = Exercise("6.1", "MCC from four counts", difficulty=2, minutes=10)
 

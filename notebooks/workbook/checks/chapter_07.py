@@ -5,7 +5,7 @@ from sklearn.metrics import cohen_kappa_score
 from torch import Tensor
 
 from kvlib.bottleneck import DiscreteKeyValueBottleneck
-from kvlib.exercises.checking import Answer, Exercise, Mistake, expect, expect_close, expect_tensor, show
+from workbook.checking import Answer, Exercise, Mistake, expect, expect_close, expect_tensor, show
 
 CARRY = Exercise("7.1", "Carry the keys", difficulty=2, minutes=10)
 KAPPA = Exercise("7.2", "Agreement above chance", difficulty=2, minutes=10)

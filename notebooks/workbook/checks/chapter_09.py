@@ -13,7 +13,7 @@ import pandas as pd
 from datasets import DatasetDict
 
 from kvlib.data import load_glue
-from kvlib.exercises.checking import Answer, Exercise, Mistake, expect, expect_close, expect_number, show
+from workbook.checking import Answer, Exercise, Mistake, expect, expect_close, expect_number, show
 
 READ = Exercise("9.1", "Read messages, and refuse bad ones", difficulty=2, minutes=15)
 

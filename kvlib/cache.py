@@ -1,0 +1,96 @@
+"""Files that are complete or not there, and tensors on disk that are keyed by what they were made from."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from kvlib.machine import process_state
+
+
+@contextmanager
+def disk_errors(path: Path, way_out: str = "Make room and start the same command again") -> Iterator[None]:
+    """Turn the errors of a full disk, which differ by library and name no file, into one OSError that does."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch appends its C++ stack
+        reason = str(error).strip().split("\n")[0]
+        raise OSError(f"cannot write {path}: {reason}. {way_out}") from error
+
+
+@contextmanager
+def write_aside(path: str | Path) -> Iterator[Path]:
+    """Give a temporary file to write; rename it to `path` in the end, which is complete, or the old one."""
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.temporary")
+    try:
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def fingerprint(tensors: nn.Module | Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of a model's weights and buffers, or of named tensors: it changes whenever they do."""
+    digest = hashlib.sha256()
+    named = tensors.state_dict() if isinstance(tensors, nn.Module) else tensors
+    for name, tensor in sorted(named.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the SHA-256 of a fast tokenizer's vocabulary and rules."""
+    # truncation and padding are left over from the last call, not a property of the tokenizer
+    fresh = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
+    fresh.no_truncation()
+    fresh.no_padding()
+    return hashlib.sha256(fresh.to_str().encode()).hexdigest()
+
+
+def cached_tensors(
+    path: str | Path, made_from: dict[str, str], compute: Callable[[], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Return the tensors that `compute` gives, from `path` if it exists; of several processes the first computes.
+
+    The file (safetensors) is read through a memory map: a row comes from the disk when it is looked at.
+
+    Parameters
+    ----------
+    path : str or pathlib.Path
+        The cache file.
+    made_from : dict of str to str
+        Fingerprints of all that the tensors depend on, by name; kept in the file.
+    compute : callable
+        Gives the tensors by name.
+
+    Raises
+    ------
+    ValueError, OSError
+        If the file was made from something else, and the message says from what; if it cannot be written.
+    """
+    path = Path(path)
+    with process_state().main_process_first():
+        if not path.exists():
+            tensors = compute()
+            with write_aside(path) as temporary:
+                save_file(tensors, temporary, metadata=made_from)
+    with safe_open(path, framework="pt") as stored:
+        found = stored.metadata() or {}
+        differing = [name for name, value in made_from.items() if found.get(name) != value]
+        if differing:
+            raise ValueError(
+                f"{path} was made from different {' and '.join(differing)}: delete it, or choose another path"
+            )
+        return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
