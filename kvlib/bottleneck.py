@@ -140,17 +140,9 @@ class DiscreteKeyValueBottleneck(nn.Module):
 
     @torch.no_grad()
     def quantize(self, hidden_states: Tensor) -> Tensor:
-        """Find the key indices of hidden states, in full precision whatever their dtype or autocast.
+        """Find the key indices ``(..., C)``, int64, of hidden states ``(..., dim)``: real tokens, no padding.
 
-        Parameters
-        ----------
-        hidden_states : torch.Tensor
-            ``(..., dim)``: real tokens or pooled states, no padding.
-
-        Returns
-        -------
-        torch.Tensor
-            ``(..., C)``, int64.
+        The search is in full precision, whatever their dtype or autocast.
 
         Raises
         ------
@@ -197,7 +189,7 @@ class DiscreteKeyValueBottleneck(nn.Module):
         if not self.counts.any():
             raise RuntimeError("the bottleneck has no keys yet: call init_keys(batches of hidden states) first")
 
-    def _require_moving(self) -> None:
+    def _require_not_frozen(self) -> None:
         if self.frozen:
             raise RuntimeError("the keys are frozen: build a new bottleneck to fit new ones")
 
@@ -250,8 +242,8 @@ class DiscreteKeyValueBottleneck(nn.Module):
         UserWarning
             If `codebook_size` exceeds a quarter of the distinct vectors.
         """
-        self._require_moving()
-        sample = _draw(batches, len(self.mean), max_vectors, seed).to(self.keys.device)
+        self._require_not_frozen()
+        sample = _sample_stream(batches, len(self.mean), max_vectors, seed).to(self.keys.device)
         distinct = _first_of_equal(sample)
         if self.codebook_size > len(distinct) / 4:
             warnings.warn(
@@ -260,7 +252,7 @@ class DiscreteKeyValueBottleneck(nn.Module):
                 stacklevel=3,
             )
         self.mean.copy_(sample.mean(0))
-        self.std.copy_(_spread(sample))
+        self.std.copy_(_standard_deviation(sample))
         vectors = self.split(sample)
         self.keys.copy_(vectors[distinct[torch.arange(self.codebook_size) % len(distinct)]].transpose(0, 1))
         self.counts.fill_(1.0)
@@ -297,7 +289,7 @@ class DiscreteKeyValueBottleneck(nn.Module):
             Before the move: ``used_fraction`` (share of keys hit), ``perplexity`` (mean over codebooks) and
             ``quantization_error`` (mean squared distance over the variance of the vectors).
         """
-        self._require_moving()
+        self._require_not_frozen()
         (C, K, d), N = self.keys.shape, len(vectors)
         flat = (nearest_keys(vectors, self.keys) + torch.arange(C, device=vectors.device) * K).flatten()
         rows = vectors.reshape(-1, d)  # (N · C, d)
@@ -397,7 +389,9 @@ def draw_positions(total: int, max_vectors: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).random(total).argsort(kind="stable")[:max_vectors]
 
 
-def _draw(batches: Iterable[Tensor | tuple[Tensor, Tensor]], dim: int, max_vectors: int, seed: int) -> Tensor:
+def _sample_stream(
+    batches: Iterable[Tensor | tuple[Tensor, Tensor]], dim: int, max_vectors: int, seed: int
+) -> Tensor:
     """Return the vectors at `draw_positions` of a stream of unknown length: ``(M, dim)`` float32."""
     tickets = np.random.default_rng(seed)
     kept, drawn = torch.empty(0, dim), np.empty(0)
@@ -438,7 +432,7 @@ def _first_of_equal(sample: Tensor) -> Tensor:
     return first[: int(group.max()) + 1].sort().values
 
 
-def _spread(sample: Tensor) -> Tensor:
+def _standard_deviation(sample: Tensor) -> Tensor:
     """Measure the standard deviation of each dimension; 1 for those that an encoder has switched off."""
     std = sample.std(0, correction=0)
     # MiniLM's last layer norm switches a dimension off but for 6e-9, by which a student's, which has it on, must

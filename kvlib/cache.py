@@ -62,18 +62,10 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 def cached_tensors(
     path: str | Path, made_from: dict[str, str], compute: Callable[[], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """Return the tensors that `compute` gives, from `path` if it exists; of several processes the first computes.
+    """Return the tensors that `compute` gives, by name, from the safetensors file `path` if it exists.
 
-    The file (safetensors) is read through a memory map: a row comes from the disk when it is looked at.
-
-    Parameters
-    ----------
-    path : str or pathlib.Path
-        The cache file.
-    made_from : dict of str to str
-        Fingerprints of all that the tensors depend on, by name; kept in the file.
-    compute : callable
-        Gives the tensors by name.
+    Of several processes the first computes. The file is read through a memory map: a row comes from the disk when
+    it is looked at. `made_from` names all that the tensors depend on, by fingerprints, and is kept in the file.
 
     Raises
     ------

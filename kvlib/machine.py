@@ -39,7 +39,8 @@ def peak_memory_mb() -> float:
 
 
 @cache
-def _processor() -> str:
+def processor() -> str:
+    """Return the name of the first GPU, or of the processor and how many cores it has."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{cpuinfo.get_cpu_info().get('brand_raw', 'unknown processor')}, {os.cpu_count()} cores"
@@ -50,7 +51,7 @@ def describe() -> dict[str, Any]:
     processes = process_state().num_processes
     return {
         "versions": {name: version(name) for name in PACKAGES},
-        "machine": f"{_processor()}, {torch.get_num_threads()} threads, {processes} processes",
+        "machine": f"{processor()}, {torch.get_num_threads()} threads, {processes} processes",
     }
 
 

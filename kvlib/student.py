@@ -60,7 +60,7 @@ class BottleneckConfig(PreTrainedConfig):
         layer on the concatenated values.
     """
 
-    keys_to_ignore_at_inference = ("key_indices", "packed_states")
+    keys_to_ignore_at_inference = ["key_indices", "packed_states"]  # noqa: RUF012 (transformers' own declaration)
 
     pooling: str = "mean"
     pool: str = "after"
@@ -147,7 +147,7 @@ class EncoderWithBottleNeck(PreTrainedModel):
             module.reset_parameters()
 
     @classmethod
-    def _around(cls, encoder: nn.Module, config: PreTrainedConfig, seed: int) -> Self:
+    def _with_encoder(cls, encoder: nn.Module, config: PreTrainedConfig, seed: int) -> Self:
         """Build a model with a bottleneck around a copy of a trained encoder."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -218,18 +218,10 @@ class EncoderWithBottleNeck(PreTrainedModel):
     def encode(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Run the encoder and leave padding behind.
+        """Run the encoder and leave padding behind; raise ValueError if a row has no real token.
 
-        Returns
-        -------
-        states, attention_mask : torch.Tensor
-            ``(N, dim)``, one row a real token, and ``(B, T)`` with N ones; ``(B, dim)`` and ``(B, 1)`` where there
-            is one state an example: pooled before the bottleneck, or [CLS].
-
-        Raises
-        ------
-        ValueError
-            If a row has no real token.
+        Returns states ``(N, dim)``, one a real token, and the attention mask ``(B, T)`` with N ones; or ``(B,
+        dim)`` and ``(B, 1)`` where there is one state an example: pooled before the bottleneck, or [CLS].
         """
         return self._encode(input_ids, attention_mask, token_type_ids)[:2]
 
@@ -361,7 +353,7 @@ class BERTwithBottleNeck(EncoderWithBottleNeck, BertPreTrainedModel):
         encoder.load_state_dict(
             {name: weight for name, weight in teacher.bert.state_dict().items() if not name.startswith("pooler.")}
         )
-        return cls._around(encoder.to(teacher.device), config, seed)._fit_keys(dataset, seed)
+        return cls._with_encoder(encoder.to(teacher.device), config, seed)._fit_keys(dataset, seed)
 
 
 class DistilBERTwithBottleNeckConfig(BottleneckConfig, DistilBertConfig):
@@ -482,7 +474,7 @@ class DistilBERTwithBottleNeck(EncoderWithBottleNeck, DistilBertPreTrainedModel)
         """
         shape = {"num_codebooks": num_codebooks, "codebook_size": codebook_size, "has_bottleneck": True}
         config = self.config_class.from_dict(self.config.to_dict() | shape | options)
-        return self._around(self.distilbert, config, seed)._fit_keys(dataset, seed)
+        return self._with_encoder(self.distilbert, config, seed)._fit_keys(dataset, seed)
 
     def carry_keys(self, teacher: BERTwithBottleNeck) -> "DistilBERTwithBottleNeck":
         """Return a new student: this one's encoder, frozen, behind the teacher's own keys, with values at zero.
@@ -503,7 +495,7 @@ class DistilBERTwithBottleNeck(EncoderWithBottleNeck, DistilBertPreTrainedModel)
             )
         carried = {name: getattr(source, name) for name in BottleneckConfig.__annotations__}
         config = self.config_class.from_dict(self.config.to_dict() | carried | {"has_bottleneck": True})
-        student = self._around(self.distilbert, config, seed=0)
+        student = self._with_encoder(self.distilbert, config, seed=0)
         own = dict(student.bottleneck.named_buffers())
         for name, buffer in teacher.bottleneck.named_buffers():
             own[name].copy_(buffer)

@@ -145,14 +145,12 @@ def model_outputs(
     batch_size: int = 64,
     rows: Sequence[int] | None = None,
 ) -> Iterator[tuple[np.ndarray, Any]]:
-    """Run a model over a data set, in evaluation mode and without a graph.
+    """Run a model over a data set, in evaluation mode and without a graph; its mode is put back afterwards.
 
     Parameters
     ----------
-    model : transformers.PreTrainedModel
-        Teacher or student; its training mode is put back afterwards.
-    dataset : CustomDataset
-        The rows.
+    model, dataset
+        Teacher or student, and the rows.
     call : callable, optional
         What to call with the inputs of each batch, on the model's device; by default the model.
     batch_size : int

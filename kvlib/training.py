@@ -95,19 +95,23 @@ class FineTuningTrainer(Trainer):
         self._last_batch = tuple(next(iter(inputs.values())).shape)
         loss = super().training_step(model, inputs, *args, **kwargs)
         if not torch.isfinite(loss):
-            self._stop(f"the loss is {loss.item()} in step {self.state.global_step + 1}", f"batch with idx {idx}")
+            raise self._not_finite(
+                f"the loss is {loss.item()} in step {self.state.global_step + 1}", f"batch with idx {idx}"
+            )
         return loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate; weights that no longer give a finite loss stop here, before they get into a checkpoint."""
         metrics = super().evaluate(*args, **kwargs)
         if not np.isfinite(metrics["eval_loss"]):
-            self._stop(f"the loss on held-out rows is {metrics['eval_loss']} after step {self.state.global_step}")
+            raise self._not_finite(
+                f"the loss on held-out rows is {metrics['eval_loss']} after step {self.state.global_step}"
+            )
         return metrics
 
-    def _stop(self, what: str, batch: str = "") -> None:
+    def _not_finite(self, what: str, batch: str = "") -> FloatingPointError:
         in_batch, look = (f", in the {batch}", " look at these rows,") if batch else ("", "")
-        raise FloatingPointError(
+        return FloatingPointError(
             f"{what}, at learning rate {self._get_learning_rate():.2e}{in_batch}: lower the learning rate,{look} "
             "or train without bf16. The last checkpoint was written before it"
         )

@@ -9,7 +9,9 @@ import pytest
 
 # one thread: sums in the same order, bit for bit
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-linux_only = pytest.mark.skipif(sys.platform != "linux", reason="forks, signals, limits or /proc as Linux has them")
+linux_only = pytest.mark.skipif(
+    sys.platform != "linux", reason="forks, signals, limits or /proc as Linux has them"
+)
 
 
 def finish(command, environment=None, **options):

@@ -1,7 +1,7 @@
 """A small recipe whose stages are trained once in a run of the tests: whoever needs one first trains it.
 
-``python tests/shared_stages.py COMMAND ...`` is ``python -m kvlib COMMAND ...`` with one more profile: ``tiny``, whose
-pretrained model is in the folder that the environment variable ``TINY_CHECKPOINT`` names.
+``python tests/shared_stages.py COMMAND ...`` is ``python -m kvlib COMMAND ...`` with one more profile: ``tiny``,
+whose pretrained model is in the folder that the environment variable ``TINY_CHECKPOINT`` names.
 """
 
 import json
@@ -25,7 +25,7 @@ WORDS = 7000
 
 
 def small_minilm(folder, layers, dropout=0.1):
-    """Write MiniLM's first layers and its most frequent words as a checkpoint: real weights, a quarter of the size."""
+    """Write MiniLM's first layers and its most frequent words as a checkpoint: small, but real weights."""
     model = BertModel.from_pretrained(
         minilm_path(), num_hidden_layers=layers, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout
     )
@@ -50,7 +50,7 @@ def tiny_profile(checkpoint, **changes):
 
 
 def shell(checkpoint, *arguments, **options):
-    """Run the command line in a process of its own, as a user does, but with the profile ``tiny`` as the default."""
+    """Run the command line in a process of its own, as a user does; the default profile is ``tiny``."""
     environment = {"TINY_CHECKPOINT": str(checkpoint), "KVLIB_PROFILE": "tiny"}
     return finish([sys.executable, __file__, *arguments], environment, **options)
 

@@ -2,8 +2,9 @@
 
 ``python tests/short_run.py SOURCE TEACHER RUNS LAST_STAGE [MOMENT ...]`` runs the stages once for each moment,
 each time in a new process, and then once more, undisturbed. The last line it prints is JSON: how every process
-ended, at which step each of its trainings began and with which weights it ended, and what the last one has found.
-Under a launcher (no moments) it runs in the launched processes.
+ended, at which step each of its trainings began and with which weights it ended, what it announced, and what it has
+found. With ``meet`` for a moment two processes run at the same time: the first waits in the middle of its first stage
+until the second says that it waits, too. Under a launcher (no moments) it runs in the launched processes.
 """
 
 import io
@@ -13,37 +14,44 @@ import resource
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import torch
 from safetensors.torch import save
+from shared_stages import tiny_profile
 from transformers import BertConfig, TrainerCallback
 
-import kvlib.teacher
-from kvlib import Experiment
-from kvlib.recipe import PROFILES
+import kvlib.cache
+import kvlib.recipe.experiment
+import kvlib.training
+from kvlib import Experiment, FineTuningTrainer, predict_logits
 from kvlib.cache import fingerprint
-from kvlib.teacher import predict_logits
-from kvlib.training import FineTuningTrainer
 
 STAGES = ("teacher", "distilbert", "bottleneck")
-ROWS = 8  # a step
 MEGABYTE = 2**20
+# the optimiser keeps two numbers a weight, so its state takes twice the megabytes of the weights
+OPTIMIZER_MEGABYTES = 35
 
 
 def profile(teacher):
-    return replace(
-        PROFILES["quick"],
-        teacher_checkpoint=str(teacher), batch_size=ROWS, teacher_learning_rate=3e-4, num_codebooks=16,
-        codebook_size=8, teacher_epochs=2, student_epochs=3, bottleneck_epochs=3,
-    )  # fmt: skip
+    epochs = {"teacher_epochs": 2, "student_epochs": 3, "bottleneck_epochs": 3}
+    return tiny_profile(teacher, max_length=16, **epochs)
 
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wait_for(path, seconds=120):
+    """Return when a file is there."""
+    end = time.monotonic() + seconds
+    while not path.exists():
+        if time.monotonic() > end:
+            raise TimeoutError(f"there is no {path}")
+        time.sleep(0.01)
 
 
 def before(owner, name, action: Callable):
@@ -77,12 +85,18 @@ def arm(stage, what, number="0"):
     def fill_disk(trainer):
         folder = Path(trainer.args.output_dir)
         # the weights fit, the optimiser's state does not
+        free = shutil.disk_usage(folder).free - OPTIMIZER_MEGABYTES * MEGABYTE
         with (folder / "filler").open("wb") as filler:
-            os.posix_fallocate(filler.fileno(), 0, shutil.disk_usage(folder).free - 100 * MEGABYTE)
+            os.posix_fallocate(filler.fileno(), 0, free)
 
     def limit_files(megabytes):
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
         resource.setrlimit(resource.RLIMIT_FSIZE, (megabytes * MEGABYTE, hard))
+
+    def hold(trainer):
+        runs = Path(trainer.args.output_dir).parents[1]
+        (runs / "held").touch()
+        wait_for(runs / "met")
 
     if what == "step":
         before(FineTuningTrainer, "training_step", at_step(lambda trainer: die()))
@@ -92,6 +106,8 @@ def arm(stage, what, number="0"):
         before(kvlib.training, "mark_complete", lambda path: path.name == f"checkpoint-{number}" and die())
     elif what == "full":
         before(FineTuningTrainer, "training_step", at_step(fill_disk))
+    elif what == "hold":
+        before(FineTuningTrainer, "training_step", at_step(hold))
     elif what.startswith("limit"):
         megabytes = int(what.removeprefix("limit"))
         before(FineTuningTrainer, "training_step", at_step(lambda trainer: limit_files(megabytes)))
@@ -131,15 +147,20 @@ def run(source, teacher, runs, last, tell):
             if state.global_step == state.max_steps:
                 tell({"trained": [Path(args.output_dir).parent.name.split("-")[1], fingerprint(model)]})
 
+    def announced(message):
+        tell({"announced": message})
+        (Path(runs) / "met").touch()
+
     if BertConfig.from_pretrained(teacher).hidden_dropout_prob == 0:
         # the student's head has one of its own
         torch.nn.Dropout.forward = lambda self, states: states
     original = FineTuningTrainer.__init__
     FineTuningTrainer.__init__ = lambda self, *args, **kwargs: original(self, *args, callbacks=[Tell()], **kwargs)
+    before(kvlib.recipe.experiment, "announce", announced)
     experiment = Experiment("sst2", source, profile(teacher), runs=runs)
     found = {"fingerprints": {}, "resumed": {}, "processes": {}, "histories": {}, "logits": {}}
     for stage in STAGES[: STAGES.index(last) + 1]:
-        model = getattr(experiment, stage)
+        model = experiment.model(stage)
         found["fingerprints"][stage] = fingerprint(model)
         found["resumed"][stage] = experiment.records[stage]["resumed"]
         found["processes"][stage] = experiment.records[stage]["processes"]
@@ -148,8 +169,8 @@ def run(source, teacher, runs, last, tell):
     tell({"found": found})
 
 
-def attempt(moment, arguments):
-    """Run in a forked process, so that the imports are paid once, and collect what it tells before it ends."""
+def start(moment, arguments):
+    """Run in a forked process, so that the imports are paid once: what it tells is read with `ending`."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -166,16 +187,22 @@ def attempt(moment, arguments):
             tell({"error": [type(error).__name__, str(error)]})
         os._exit(0)
     os.close(writer)
+    return moment, child, reader
+
+
+def ending(moment, child, reader):
+    """Wait for the end of a process that `start` has started, and collect what it told."""
     with open(reader) as stream:
         told = [json.loads(line) for line in stream]
     killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
-    ending = {"moment": moment, "killed": killed}
-    ending |= {name: [line[name] for line in told if name in line] for name in ("began", "trained")}
-    return ending | {name: line[name] for line in told for name in ("error", "found") if name in line}
+    lists = {name: [line[name] for line in told if name in line] for name in ("began", "trained", "announced")}
+    last = {name: line[name] for line in told for name in ("error", "found") if name in line}
+    return {"moment": moment, "killed": killed} | lists | last
 
 
 def main():
     *arguments, last = sys.argv[1:5]
+    moments, runs = sys.argv[5:], Path(arguments[2])
     if "RANK" in os.environ:
         told = []
         run(*arguments, last, told.append)
@@ -183,10 +210,15 @@ def main():
             print(json.dumps([told[-1]]))
         return
     endings = []
-    for moment in [*sys.argv[5:], None]:
-        endings.append(attempt(moment, (*arguments, last)))
-        for filler in Path(arguments[2]).rglob("filler"):
-            filler.unlink()
+    if moments == ["meet"]:
+        first = start(f"{last} hold 2", (*arguments, last))
+        wait_for(runs / "held")
+        endings = [ending(*process) for process in (first, start(None, (*arguments, last)))]
+    else:
+        for moment in [*moments, None]:
+            endings.append(ending(*start(moment, (*arguments, last))))
+            for filler in runs.rglob("filler"):
+                filler.unlink()
     print(json.dumps(endings))
 
 

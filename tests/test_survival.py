@@ -4,17 +4,16 @@ import copy
 import json
 import math
 import os
-import resource
 import shutil
-import signal
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from small_data import easy_rows, four_layers
+from processes import finish, linux_only
+from shared_stages import shell, small_minilm
+from small_data import easy_rows
 from transformers import TrainerCallback
 
 from kvlib import (
@@ -22,40 +21,17 @@ from kvlib import (
     CustomDataset,
     DistilBERTwithBottleNeck,
     DistillationTrainer,
+    FineTuningTrainer,
     KeyIndexDataset,
     fine_tune,
     load_glue,
-    predict_logits,
 )
+from kvlib.cache import cached_tensors
+from kvlib.checkpoints import last_complete
 from kvlib.data import get_task
-from kvlib.teacher import (
-    BERTbaseConfig,
-    FineTuningTrainer,
-    cached_tensors,
-    label_config,
-    predict_states,
-    last_complete,
-)
+from kvlib.teacher import BERTbaseConfig, label_config
 
 SHORT_RUN = Path(__file__).with_name("short_run.py")
-# one thread: sums in the same order, bit for bit
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-
-
-def finish(command, **options):
-    """Run a command in a group of its own, of which nothing is left afterwards."""
-    process = subprocess.Popen(
-        [str(word) for word in command],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True,
-        **options,
-    )  # fmt: skip
-    try:
-        out, err = process.communicate(timeout=1200)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    return process.returncode, out, err
 
 
 def short_run(*arguments, under=()):
@@ -72,7 +48,8 @@ def what_was_trained(endings):
 def left_alone(tmp_path_factory):
     """Source, teacher checkpoint and finished stages of a run that nothing disturbed, and what it found."""
     folder = tmp_path_factory.mktemp("alone")
-    source, teacher, runs = easy_rows(folder / "glue"), four_layers(folder / "checkpoint"), folder / "runs"
+    source, runs = easy_rows(folder / "glue", train=36, validation=20), folder / "runs"
+    teacher = small_minilm(folder / "checkpoint", layers=2)
     (ending,) = short_run(source, teacher, runs, "bottleneck")
     return source, teacher, runs, ending
 
@@ -85,23 +62,24 @@ def with_teacher(runs, folder):
     return folder
 
 
+@linux_only
 def test_killed_and_resumed_equals_never_killed(left_alone, tmp_path):
     source, teacher, _, alone = left_alone
-    # 72 rows, 9 steps an epoch; each moment goes on from what the one before has left
+    # 32 rows, 4 steps an epoch; each moment goes on from what the one before has left
     began_by_moment = {
-        "teacher step 12": [["teacher", 0]],
-        "logits cache": [["teacher", 9]],
-        "distilbert step 13": [["distilbert", 0]],
+        "teacher step 6": [["teacher", 0]],
+        "logits cache": [["teacher", 4]],
+        "distilbert step 6": [["distilbert", 0]],
         # half an optimizer.pt
-        "distilbert checkpoint 18": [["distilbert", 9]],
-        # everything is there but the mark that it is whole
-        "distilbert unmarked 27": [["distilbert", 9]],
+        "distilbert checkpoint 8": [["distilbert", 4]],
+        # everything is there but the mark that it is complete
+        "distilbert unmarked 12": [["distilbert", 4]],
         # half a finished stage
-        "distilbert finish": [["distilbert", 18]],
-        "key cache": [["distilbert", 27]],
-        "bottleneck step 20": [["bottleneck", 0]],
+        "distilbert finish": [["distilbert", 8]],
+        "key cache": [["distilbert", 12]],
+        "bottleneck step 9": [["bottleneck", 0]],
         # the stage is finished, but its checkpoints are still there
-        "bottleneck cleanup": [["bottleneck", 18]],
+        "bottleneck cleanup": [["bottleneck", 8]],
     }
     endings = short_run(source, teacher, tmp_path, "bottleneck", *began_by_moment)
     last = endings.pop()
@@ -114,7 +92,20 @@ def test_killed_and_resumed_equals_never_killed(left_alone, tmp_path):
         assert last["found"][same] == alone["found"][same]
     # the last epoch too, if the best was an earlier one
     assert what_was_trained(endings) == what_was_trained([alone])
-    assert not list(tmp_path.glob("*.unfinished"))
+    assert not list(tmp_path.glob("*.training"))
+
+
+@linux_only
+def test_two_runs_that_meet_at_one_stage_train_it_once(left_alone, tmp_path):
+    source, teacher, _, alone = left_alone
+    first, second = short_run(source, teacher, tmp_path, "teacher", "meet")
+    assert first["began"] == [["teacher", 0]]
+    assert second["began"] == second["trained"] == first["announced"] == []
+    (line,) = second["announced"]
+    (folder,) = (path for path in tmp_path.glob("sst2-teacher-*") if path.is_dir())
+    assert line == f"another run is training {folder}: waiting until it has finished"
+    for ending in (first, second):
+        assert ending["found"]["fingerprints"]["teacher"] == alone["found"]["fingerprints"]["teacher"]
 
 
 def broken_optimizer(checkpoint):
@@ -146,7 +137,10 @@ def test_a_damaged_checkpoint_is_passed_over(damage, tmp_path, small):
     assert last_complete(tmp_path) is None
 
 
-def test_a_failed_cache_leaves_no_file(tmp_path, monkeypatch):
+@linux_only
+def test_a_failed_cache_leaves_no_file(tmp_path):
+    import resource
+
     tensors = {"x": torch.zeros(2**20)}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
@@ -167,42 +161,47 @@ def full_disk(endings, alone, moments):
         kind, message = ending["error"]
         assert (ending["moment"], kind) == (moment, "OSError")
         assert "\n" not in message
-        assert "cannot write" in message and "checkpoint-18: " in message
+        assert "cannot write" in message and "checkpoint-8: " in message
         assert "Make room and start the same command again; it goes on from " in message
-        assert message.endswith("checkpoint-9")
-    assert last["began"] == [["distilbert", 9]]
+        assert message.endswith("checkpoint-4")
+    assert last["began"] == [["distilbert", 4]]
     assert last["found"]["fingerprints"]["distilbert"] == alone["found"]["fingerprints"]["distilbert"]
     assert last["found"]["histories"]["distilbert"] == alone["found"]["histories"]["distilbert"]
     assert what_was_trained([last])["distilbert"] == what_was_trained([alone])["distilbert"]
 
 
+@linux_only
 def test_files_that_cannot_grow_end_with_a_clear_error_and_the_last_checkpoint(left_alone, tmp_path):
     source, teacher, runs, alone = left_alone
     # MB: too little for the weights (Rust writes them), then for the optimiser's state (C++)
-    moments = ["distilbert limit30 13", "distilbert limit100 13"]
+    moments = ["distilbert limit10 6", "distilbert limit30 6"]
     folder = with_teacher(runs, tmp_path / "runs")
     full_disk(short_run(source, teacher, folder, "distilbert", *moments), alone, moments)
 
 
+@linux_only
 def test_a_full_disk_ends_with_a_clear_error_and_the_last_checkpoint(left_alone, tmp_path):
     source, teacher, runs, alone = left_alone
-    mount = 'mount -t tmpfs -o size=1500m none "$0" && cp -r "$1"/. "$0" && shift && exec "$@"'
+    mount = 'mount -t tmpfs -o size=300m none "$0" && cp -r "$1"/. "$0" && shift && exec "$@"'
     ready = with_teacher(runs, tmp_path / "ready")
     disk = tmp_path / "disk"
     disk.mkdir()
     under = ["unshare", "-rm", "sh", "-c", mount, disk, ready]
     if shutil.which("unshare") is None or finish([*under, "true"])[0]:
         pytest.skip("no file system can be mounted here: that takes unshare and user namespaces")
-    moments = ["distilbert full 13"]
+    moments = ["distilbert full 6"]
     full_disk(short_run(source, teacher, disk, "distilbert", *moments, under=under), alone, moments)
 
 
+@linux_only
 def test_command_line_ends_with_one_line(left_alone, tmp_path):
-    source, *_ = left_alone
-    code, _, err = finish(
-        [sys.executable, "-m", "kvlib", "distil", "--task", "sst2", "--source", source, "--runs", tmp_path],
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (30 * 2**20, 30 * 2**20)),
-    )
+    import resource
+
+    source, teacher, *_ = left_alone
+    code, _, err = shell(
+        teacher, "distil", "--task", "sst2", "--source", source, "--runs", tmp_path,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10 * 2**20, 10 * 2**20)),
+    )  # fmt: skip
     assert code == 1
     assert "Traceback" not in err
     assert err.splitlines()[-1].startswith(f"kvlib: cannot write {tmp_path}/sst2-teacher-")
@@ -257,17 +256,17 @@ def test_nan_loss_stops_stage_one(scores, tmp_path):
     assert "The last checkpoint was written before it" in message
 
 
-def test_nan_loss_stops_stages_two_and_three(scores, tmp_path):
-    train, held_out = copy.deepcopy(scores)
-    train.attach(torch.zeros(24, 1))
+def test_nan_loss_stops_stages_two_and_three(tokenizer, tmp_path):
+    rows = load_glue("stsb")["train"]
+    train = CustomDataset(rows.select(range(24)), tokenizer, "stsb", teacher_logits=torch.zeros(24, 1))
+    held_out = CustomDataset(rows.select(range(24, 32)), tokenizer, "stsb")
     student = DistilBERTwithBottleNeck.from_teacher(tiny("stsb"))
     discretized = student.discretize(train, num_codebooks=4, codebook_size=4)
     indexed = KeyIndexDataset(discretized, train), KeyIndexDataset(discretized, held_out)
-    callbacks = [GoBad(lambda: spoil(train.teacher_logits, 7))]
     for model, splits, folder in ((student, (train, held_out), "two"), (discretized, indexed, "three")):
-        train.attach(torch.zeros(24, 1))
-        splits[0].teacher_logits = train.teacher_logits
-        trainer = partial(DistillationTrainer, callbacks=callbacks)
+        splits[0].teacher_logits = torch.zeros(24, 1)
+        spoiled = GoBad(partial(spoil, splits[0].teacher_logits, 7))
+        trainer = partial(DistillationTrainer, callbacks=[spoiled])
         order = {"train_sampling_strategy": "random"} if folder == "three" else {}
         expect_stop(model, *splits, tmp_path / folder, trainer, 7, 1e-3, **order)
         kept = last_complete(tmp_path / folder)
@@ -307,6 +306,7 @@ except MemoryError as error:
 """
 
 
+@linux_only
 def test_out_of_memory_says_what_to_lower(tmp_path):
     code, out, err = finish([sys.executable, "-c", OUT_OF_MEMORY, tmp_path])
     assert code == 0, err
@@ -354,41 +354,6 @@ def without_dropout(model):
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     return model
-
-
-@pytest.fixture(scope="module")
-def calm_teacher(tmp_path_factory):
-    """Four of the real encoder's layers, without dropout."""
-    return BERTbase.for_task("mrpc", str(four_layers(tmp_path_factory.mktemp("calm"), dropout=0.0)))
-
-
-def test_accumulating_equals_one_large_batch_for_a_teacher(calm_teacher, small, tmp_path):
-    whole = first_gradients(copy.deepcopy(calm_teacher), small, tmp_path)
-    options = {"batch_size": 4, "gradient_accumulation_steps": 4}
-    parts = first_gradients(copy.deepcopy(calm_teacher), small, tmp_path, **options)
-    # float32 sums in another order, over differently padded batches
-    assert_same(parts, whole, atol=2e-6, rtol=1e-3)
-
-
-@pytest.mark.parametrize("max_length", [18, 128])
-def test_accumulating_with_hidden_states_needs_equally_many_tokens(
-    max_length, calm_teacher, mrpc, tokenizer, tmp_path
-):
-    train = CustomDataset(mrpc["train"].select(range(16)), tokenizer, "mrpc", max_length=max_length)
-    torch.manual_seed(1)
-    student = without_dropout(DistilBERTwithBottleNeck.from_teacher(calm_teacher))
-    train.attach(predict_logits(calm_teacher, train), predict_states(calm_teacher, train))
-    trainer = partial(DistillationTrainer, hidden_weight=5.0)
-    whole = first_gradients(copy.deepcopy(student), (train, train), tmp_path, trainer)
-    options = {"batch_size": 4, "gradient_accumulation_steps": 4}
-    parts = first_gradients(copy.deepcopy(student), (train, train), tmp_path, trainer, **options)
-    if max_length == 18:
-        assert set(train.lengths) == {18}
-        assert_same(parts, whole, atol=1e-5, rtol=1e-3)
-    else:
-        # a mean of four means weighs tokens of short batches more; what it is worth, as a share of the gradient
-        difference = sum((parts[name] - whole[name]).square().sum() for name in whole).sqrt()
-        assert 1e-3 < difference / sum(gradient.square().sum() for gradient in whole.values()).sqrt() < 0.1
 
 
 @pytest.mark.parametrize("student", [False, True])

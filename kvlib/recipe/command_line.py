@@ -170,18 +170,10 @@ def run_submit(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line.
+    """Run the command line with `argv`, by default the process's own, and return its exit code.
 
-    Parameters
-    ----------
-    argv : list of str, optional
-        Arguments; those of the process by default.
-
-    Returns
-    -------
-    int
-        0 when done, 1 if a run ends early: the teacher is too weak, the loss is not finite, memory or disk is
-        full, a file was made from something else. Bad arguments exit with 2. Either way the last line says why.
+    It is 0 when done and 1 if a run ends early: the teacher is too weak, the loss is not finite, memory or disk is
+    full, a file was made from something else. Bad arguments exit with 2. Either way the last line says why.
     """
     # a hub out of reach is said once, by its error, not at each of the client's attempts
     hub_logging.set_verbosity_error()

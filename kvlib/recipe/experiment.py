@@ -124,7 +124,7 @@ class Experiment:
             stage = STAGES[name]
             model = self._read_or_train(stage)
             if name == "teacher":
-                self._require_knowledge(model)
+                self._refuse_weak_teacher(model)
             self._models[name] = model
         return self._models[name]
 
@@ -180,7 +180,7 @@ class Experiment:
                 return probe_predictions(self.start("fine-tuned"), self.train, dataset)
             return predict_logits(self.model(system), dataset).numpy()
 
-    def _require_knowledge(self, teacher: BERTbase) -> None:
+    def _refuse_weak_teacher(self, teacher: BERTbase) -> None:
         metric = self.task.metrics[0]
         majority = majority_predictions(self.train.labels, self.task, len(self.held_out))
         chance = compute_metrics(self.task, majority, np.asarray(self.held_out.labels))[metric]
@@ -209,13 +209,13 @@ class Experiment:
         made_from = self._made_from(stage)
         key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
         folder = self.runs / f"{self.task.name}-{stage.name}-{key[:12]}"
-        with _only_run(folder) as is_finished:
+        with _locked(folder) as is_finished:
             if not is_finished:
                 self._announce_other_formats(folder)
                 self._train_in(folder, stage, made_from)
             elif process_state().is_main_process:
                 # what a run leaves that is killed once its stage is finished
-                shutil.rmtree(_in_training(folder), ignore_errors=True)
+                shutil.rmtree(_training_folder(folder), ignore_errors=True)
         record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
         if record.pop("made_from") != made_from:
             raise ValueError(f"{folder} was made from something else than its name says: delete it")
@@ -270,14 +270,19 @@ class Experiment:
         return options | {"hidden_weight": p.hidden_weight if stage.hidden_loss else 0.0}
 
     def _announce_other_formats(self, folder: Path) -> None:
-        for other in folder.parent.glob(f"{folder.name.rpartition('-')[0]}-*/record.json"):
-            found = json.loads(other.read_text(encoding="utf-8"))["made_from"].get("format", 1)
-            if found != STAGE_FORMAT:
-                announce(f"{other.parent} has format {found}, this is {STAGE_FORMAT}: its stage is trained anew")
+        # the key is hexadecimal: "teacher-*" would find the teacher with a bottleneck, too
+        stage, key = folder.name[:-12], "[0-9a-f]" * 12
+        records = [json.loads(path.read_text("utf-8")) for path in self.runs.glob(f"{stage}{key}/record.json")]
+        others = {record["made_from"].get("format", 1) for record in records} - {STAGE_FORMAT}
+        if others and process_state().is_main_process:
+            found = " and ".join(map(str, sorted(others)))
+            announce(
+                f"{self.runs} has {stage[:-1]} of format {found}, this is format {STAGE_FORMAT}: trained anew"
+            )
 
     def _train_in(self, folder: Path, stage: Stage, made_from: dict[str, Any]) -> None:
         """Train a stage in a folder aside, from its last complete checkpoint on, and rename it when finished."""
-        aside = _in_training(folder)
+        aside = _training_folder(folder)
         finished = aside / "finished"
         resumed = last_complete(aside / "checkpoints") is not None
         begun = time.perf_counter()
@@ -307,7 +312,7 @@ class Experiment:
         train, held_out, settings = self.train, self.held_out, self._settings(stage)
         loss = self._loss_options(stage)
         if stage.teacher:
-            train = self._taught(stage, with_states=loss["hidden_weight"] > 0)
+            train = self._with_teacher(stage, with_states=loss["hidden_weight"] > 0)
         trainer: Callable[..., FineTuningTrainer] = partial(DistillationTrainer, **loss)
         if stage.hidden_loss == "alignment":
             trainer = partial(trainer, bottleneck=self.model(stage.teacher).bottleneck)
@@ -319,7 +324,7 @@ class Experiment:
             model, train, held_out, output_dir, seed=self.seed, resume=True, trainer=trainer, **settings
         )
 
-    def _taught(self, stage: Stage, with_states: bool) -> CustomDataset:
+    def _with_teacher(self, stage: Stage, with_states: bool) -> CustomDataset:
         """Return the training rows with the logits of the stage's teacher, perhaps with its encoder's states."""
         teacher = {"teacher_logits": self._logits_of(self.model(stage.teacher))}
         if with_states:
@@ -397,12 +402,12 @@ STARTS: dict[str, Callable[..., PreTrainedModel]] = {
 }
 
 
-def _in_training(folder: Path) -> Path:
+def _training_folder(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.training")
 
 
 @contextmanager
-def _only_run(folder: Path) -> Iterator[bool]:
+def _locked(folder: Path) -> Iterator[bool]:
     """Keep other runs away from `folder` and say whether it is finished; the processes of one run go together."""
     state = process_state()
     folder.parent.mkdir(parents=True, exist_ok=True)

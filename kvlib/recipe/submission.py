@@ -66,20 +66,13 @@ def find_students(folder: str | Path) -> dict[str, Path]:
 
 
 def check_student(student: str | Path, task: str) -> None:
-    """Refuse a student that cannot answer `task`, without loading its weights.
-
-    Parameters
-    ----------
-    student : str or pathlib.Path
-        A folder as `distil` writes it: config, weights, tokenizer. A ``metrics.json`` beside it must name the same
-        task: RTE and QNLI have the same labels, and their students' configs do not differ.
-    task : str or Task
-        One of the eight GLUE tasks.
+    """Refuse a student, a folder as `distil` writes it, that cannot answer `task`, without loading its weights.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        If a file is missing; if its labels or their order are not the task's, or it was distilled on another task.
+        If a file is missing; if its labels or their order are not the task's, or if a ``metrics.json`` beside it
+        names another task (RTE and QNLI have the same labels).
     """
     student, spec = Path(student), get_task(task)
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
@@ -131,13 +124,7 @@ def check_test_splits(data: DatasetDict, task: str) -> DatasetDict:
 
 
 def check_submission(students: str | Path, source: str | Path | None = None) -> dict[str, DatasetDict]:
-    """Check all that a submission needs, and return the test splits of every task with a student in `students`.
-
-    Raises
-    ------
-    ValueError, FileNotFoundError
-        As `find_students`, `check_student`, `load_glue` and `check_test_splits`.
-    """
+    """Check all that a submission needs, and return the test splits of every task with a student in `students`."""
     found = find_students(students)
     for task, student in found.items():
         check_student(student, task)
@@ -155,22 +142,15 @@ def write_submission(
         As in `check_student`.
     data : datasets.DatasetDict
         As `load_glue` gives it; its test splits are predicted.
-    task : str
-        One of the eight GLUE names.
+    task, max_length : str, int
+        One of the eight GLUE names, and the longest sequence in tokens, as in training.
     folder : str or pathlib.Path
         Where the files go; one of the same name is replaced.
-    max_length : int
-        Longest sequence in tokens, as in training.
 
     Returns
     -------
     dict of str to int
         Name of each file to its number of rows.
-
-    Raises
-    ------
-    ValueError, FileNotFoundError
-        As `check_student`, `check_test_splits` and `predictions`.
     """
     check_student(student, task)
     splits = check_test_splits(data, task)
@@ -190,15 +170,10 @@ def write_submission(
 
 
 def predictions(logits: torch.Tensor, task: str) -> list[str]:
-    """Turn logits ``(N, num_labels)`` into N words as the server reads them.
+    """Turn logits ``(N, num_labels)`` into N words that the server reads; raise ValueError for any other logits.
 
     Label names for MNLI, RTE and QNLI, class numbers for CoLA, MRPC, SST-2 and QQP, and for STS-B the score, cut
     off at 0 and 5 (the server takes no other), with three decimals.
-
-    Raises
-    ------
-    ValueError
-        If the shape is not the task's or a logit is not finite.
     """
     spec = get_task(task)
     if logits.ndim != 2 or logits.shape[1] != spec.num_labels:

@@ -126,7 +126,11 @@ def measure(task: str, source: Path, share: float, rounds: int) -> list[list[str
     """Make the rows of the table for one task."""
     split = load_glue(task, source)["train"].shuffle(seed=0)
     split = split.select(range(round(share * len(split))))
-    options = {"tokenizer": load_tokenizer(PROFILE.teacher_checkpoint), "task": task, "max_length": PROFILE.max_length}
+    options = {
+        "tokenizer": load_tokenizer(PROFILE.teacher_checkpoint),
+        "task": task,
+        "max_length": PROFILE.max_length,
+    }
     # first times are slower: allocations, imports, kernels chosen
     for run in runs(task, partial(CustomDataset, split.select(range(2 * PROFILE.batch_size)), **options)).values():
         run()

@@ -6,11 +6,13 @@ The unit tests load this file too: it must import nothing that they do not have,
 import os
 import platform
 from importlib.metadata import version
-from pathlib import Path
 from time import perf_counter
 
+import psutil
 import pytest
 import torch
+
+from kvlib.machine import processor
 
 COLUMNS = ("what", "size", "ours ms", "compared with", "its ms", "ratio", "target", "extra MiB", "its extra MiB")
 PACKAGES = ("torch", "scikit-learn", "vector-quantize-pytorch", "discrete-key-value-bottleneck-pytorch")
@@ -51,21 +53,13 @@ def markdown(columns, rows):
 
 def machine(packages=PACKAGES):
     """Say what the times were measured on."""
-    processor = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next((line.split(": ")[1] for line in lines if line.startswith("model name")), processor)
-    devices = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
     versions = [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in packages)]
-    hardware = [*devices, f"{processor}, {os.cpu_count()} cores, torch threads: {torch.get_num_threads()}"]
-    return "; ".join([*hardware, ", ".join(versions)])
+    return f"{processor()}, torch threads: {torch.get_num_threads()}; {', '.join(versions)}"
 
 
 def work_of_others():
-    """Count the seconds that processors have worked, up to now, but for this process; nan where unknown."""
-    if not Path("/proc/stat").exists():
-        return float("nan")
-    user, nice, system, _, _, *interrupts = map(int, Path("/proc/stat").read_text().split()[1:9])
+    """Count the seconds that processors have worked, up to now, but for this process."""
+    times = psutil.cpu_times()
+    work = sum(getattr(times, kind, 0.0) for kind in ("user", "nice", "system", "irq", "softirq", "steal"))
     # counts the processes that it started and that have ended, too
-    own = sum(os.times()[:4])
-    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK") - own
+    return work - sum(os.times()[:4])
