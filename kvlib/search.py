@@ -45,9 +45,9 @@ def nearest_keys(vectors: Tensor, keys: Tensor) -> Tensor:
     """Find the nearest key of every codebook by squared Euclidean distance.
 
     Of equal keys the lowest index wins. Otherwise the squared distance to the key that is found exceeds the
-    smallest one by no more than the rounding of a product of centred vectors: a relative 1e-4 where vectors are
-    not much nearer to a key than keys are to one another. Memory beyond inputs and result does not grow with N, C
-    or K.
+    smallest one by no more than a relative 1e-4 and the rounding of a product of centred vectors: 8 machine
+    epsilons of the squared lengths of vector and key, centred on the keys. Memory beyond inputs and result does
+    not grow with N, C or K.
 
     Parameters
     ----------
@@ -84,8 +84,8 @@ def nearest_keys(vectors: Tensor, keys: Tensor) -> Tensor:
             for part, result in zip(vectors[:, book].split(rows), found[:, book].split(rows), strict=True):
                 # |x - k|²/2 without |x|²/2, which is the same for all keys, as one product
                 queries = F.pad(part - centre, (0, 1), value=1.0).T  # (d + 1, n)
-                scores = torch.mm(table, queries, out=memory[: width * len(part)].view(width, -1))
-                blocks = scores.view(-1, _BLOCK, len(part))
+                scores = torch.mm(table, queries, out=memory[: width * len(part)].view(width, len(part)))
+                blocks = scores.view(width // _BLOCK, _BLOCK, len(part))
                 block = blocks.amin(1).argmin(0)  # (n,) the first of equal ones
                 inside = blocks[block, :, torch.arange(len(part), device=block.device)].argmin(1)
                 result.copy_(block * _BLOCK + inside)

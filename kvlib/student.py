@@ -280,7 +280,9 @@ class EncoderWithBottleNeck(PreTrainedModel):
         output_hidden_states, output_attentions : bool, optional
             Whether to return those of each layer of the encoder.
         """
-        options = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        asked = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        # None leaves it to the config
+        options = {name: value for name, value in asked.items() if value is not None}
         states, encoded = None, None
         if not self.has_bottleneck:
             states, mask, encoded = self._encode(input_ids, attention_mask, token_type_ids, **options)
@@ -330,7 +332,7 @@ class BERTwithBottleNeck(EncoderWithBottleNeck, BertPreTrainedModel):
     def _run_encoder(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None, **options: Any
     ) -> BaseModelOutput:
-        return self.bert(input_ids, attention_mask, token_type_ids, **options)
+        return self.bert(input_ids, attention_mask, token_type_ids, return_dict=True, **options)
 
     @classmethod
     def from_teacher(
@@ -390,7 +392,7 @@ class DistilBERTwithBottleNeck(EncoderWithBottleNeck, DistilBertPreTrainedModel)
     def _run_encoder(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None, **options: Any
     ) -> BaseModelOutput:
-        return self.distilbert(input_ids, attention_mask, **options)
+        return self.distilbert(input_ids, attention_mask, return_dict=True, **options)
 
     @classmethod
     def for_task(cls, task: str | Task, checkpoint: str, **options: object) -> "DistilBERTwithBottleNeck":

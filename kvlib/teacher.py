@@ -117,13 +117,10 @@ class BERTbase(BertPreTrainedModel):
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        encoded = self.bert(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-        )
+        asked = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        # None leaves it to the config
+        options = {name: value for name, value in asked.items() if value is not None}
+        encoded = self.bert(input_ids, attention_mask, token_type_ids, return_dict=True, **options)
         pooled = encoded.pooler_output
         if self.config.pooling == "mean":
             real = attention_mask.unsqueeze(-1).to(encoded.last_hidden_state.dtype)  # (B, T, 1)

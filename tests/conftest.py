@@ -18,10 +18,15 @@ def mrpc():
 
 
 @pytest.fixture(scope="session")
-def small(mrpc, tokenizer):
+def small_splits(mrpc):
     """48 real MRPC rows to train on and 16 held out: enough for a real step, small enough for seconds."""
-    train, held_out = hold_out(mrpc["train"].select(range(64)), fraction=0.25)
-    return CustomDataset(train, tokenizer, "mrpc"), CustomDataset(held_out, tokenizer, "mrpc")
+    return hold_out(mrpc["train"].select(range(64)), fraction=0.25)
+
+
+@pytest.fixture(scope="session")
+def small(small_splits, tokenizer):
+    """The rows of `small_splits`, tokenised."""
+    return tuple(CustomDataset(split, tokenizer, "mrpc") for split in small_splits)
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,11 @@
-"""A short real run of the three stages in a process of its own, which can be made to fail at a given moment.
+"""Short real runs of the three stages in processes of their own, which can be made to fail at a given moment.
 
-``python tests/short_run.py SOURCE TEACHER RUNS LAST_STAGE [MOMENT ...]`` runs the stages once for each moment,
-each time in a new process, and then once more, undisturbed. The last line it prints is JSON: how every process
-ended, at which step each of its trainings began and with which weights it ended, what it announced, and what it has
-found. With ``meet`` for a moment two processes run at the same time: the first waits in the middle of its first stage
-until the second says that it waits, too. Under a launcher (no moments) it runs in the launched processes.
+``python tests/short_run.py SOURCE TEACHER PLANS`` carries out the plans, a JSON object, one after another.
+The last line that it prints says, in JSON, how their processes ended. A plan names the folder of finished stages,
+``runs``, and the ``last`` stage. The stages are run once for each of its ``moments``, each time in a new process,
+and then once more, undisturbed. With ``after`` they start from what the teacher of another plan has left in its
+folder. With ``at_once`` two processes run together: the first waits in the middle of its first stage until the
+second says that it waits.
 """
 
 import io
@@ -22,18 +23,28 @@ import pandas as pd
 import torch
 from safetensors.torch import save
 from shared_stages import tiny_profile
-from transformers import BertConfig, TrainerCallback
+from transformers import TrainerCallback
 
 import kvlib.cache
 import kvlib.recipe.experiment
 import kvlib.training
-from kvlib import Experiment, FineTuningTrainer, predict_logits
+from kvlib import (
+    BERTbase,
+    CustomDataset,
+    Experiment,
+    FineTuningTrainer,
+    fine_tune,
+    load_glue,
+    load_tokenizer,
+    predict_logits,
+)
 from kvlib.cache import fingerprint
+from kvlib.teacher import BERTbaseConfig
 
 STAGES = ("teacher", "distilbert", "bottleneck")
 MEGABYTE = 2**20
-# the optimiser keeps two numbers a weight, so its state takes twice the megabytes of the weights
-OPTIMIZER_MEGABYTES = 35
+# the student's weights take 18, the optimiser's state takes twice that
+TOO_FEW_MEGABYTES = 30
 
 
 def profile(teacher):
@@ -85,7 +96,7 @@ def arm(stage, what, number="0"):
     def fill_disk(trainer):
         folder = Path(trainer.args.output_dir)
         # the weights fit, the optimiser's state does not
-        free = shutil.disk_usage(folder).free - OPTIMIZER_MEGABYTES * MEGABYTE
+        free = shutil.disk_usage(folder).free - TOO_FEW_MEGABYTES * MEGABYTE
         with (folder / "filler").open("wb") as filler:
             os.posix_fallocate(filler.fileno(), 0, free)
 
@@ -151,26 +162,22 @@ def run(source, teacher, runs, last, tell):
         tell({"announced": message})
         (Path(runs) / "met").touch()
 
-    if BertConfig.from_pretrained(teacher).hidden_dropout_prob == 0:
-        # the student's head has one of its own
-        torch.nn.Dropout.forward = lambda self, states: states
     original = FineTuningTrainer.__init__
     FineTuningTrainer.__init__ = lambda self, *args, **kwargs: original(self, *args, callbacks=[Tell()], **kwargs)
     before(kvlib.recipe.experiment, "announce", announced)
     experiment = Experiment("sst2", source, profile(teacher), runs=runs)
-    found = {"fingerprints": {}, "resumed": {}, "processes": {}, "histories": {}, "logits": {}}
+    found = {"fingerprints": {}, "resumed": {}, "histories": {}, "logits": {}}
     for stage in STAGES[: STAGES.index(last) + 1]:
         model = experiment.model(stage)
         found["fingerprints"][stage] = fingerprint(model)
         found["resumed"][stage] = experiment.records[stage]["resumed"]
-        found["processes"][stage] = experiment.records[stage]["processes"]
         found["histories"][stage] = experiment.histories[stage].to_dict("list")
         found["logits"][stage] = predict_logits(model, experiment.validation["validation"]).tolist()
     tell({"found": found})
 
 
-def start(moment, arguments):
-    """Run in a forked process, so that the imports are paid once: what it tells is read with `ending`."""
+def start(moment, what, arguments):
+    """Call `what` in a forked process, so that the imports are paid once: what it tells is read with `ending`."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -182,7 +189,7 @@ def start(moment, arguments):
         try:
             if moment:
                 arm(*moment.split())
-            run(*arguments, tell)
+            what(*arguments, tell)
         except BaseException as error:
             tell({"error": [type(error).__name__, str(error)]})
         os._exit(0)
@@ -200,26 +207,46 @@ def ending(moment, child, reader):
     return {"moment": moment, "killed": killed} | lists | last
 
 
-def main():
-    *arguments, last = sys.argv[1:5]
-    moments, runs = sys.argv[5:], Path(arguments[2])
-    if "RANK" in os.environ:
-        told = []
-        run(*arguments, last, told.append)
-        if os.environ["RANK"] == "0":
-            print(json.dumps([told[-1]]))
-        return
-    endings = []
-    if moments == ["meet"]:
-        first = start(f"{last} hold 2", (*arguments, last))
+def carry_out(source, teacher, runs, last, moments=(), after=None, at_once=False):
+    """Carry out one plan: how each of its processes ended."""
+    arguments, runs = (source, teacher, runs, last), Path(runs)
+    runs.mkdir(exist_ok=True)
+    if after:
+        for path in (next(Path(after).glob("sst2-teacher-*[!k]")), *Path(after).glob("sst2-logits-*")):
+            (shutil.copytree if path.is_dir() else shutil.copy)(path, runs / path.name)
+    if at_once:
+        first = start(f"{last} hold 2", run, arguments)
         wait_for(runs / "held")
-        endings = [ending(*process) for process in (first, start(None, (*arguments, last)))]
-    else:
-        for moment in [*moments, None]:
-            endings.append(ending(*start(moment, (*arguments, last))))
-            for filler in runs.rglob("filler"):
-                filler.unlink()
-    print(json.dumps(endings))
+        return [ending(*process) for process in (first, start(None, run, arguments))]
+    endings = []
+    for moment in [*moments, None]:
+        endings.append(ending(*start(moment, run, arguments)))
+        for filler in runs.rglob("filler"):
+            filler.unlink()
+    return endings
+
+
+def out_of_memory(folder, tell):
+    """Let one step need more memory than this process may have."""
+    rows = load_glue("rte")["train"].select(range(256))
+    data = CustomDataset(rows, load_tokenizer(), "rte")
+    shape = {"hidden_size": 384, "num_hidden_layers": 1, "num_attention_heads": 12, "vocab_size": 30522}
+    model = BERTbase(BERTbaseConfig(**shape))
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 220 * MEGABYTE,) * 2)
+    fine_tune(model, data, data, folder, epochs=1, learning_rate=1e-4, batch_size=256)
+    tell({"found": "enough memory"})
+
+
+def main():
+    source, teacher, plans = sys.argv[1:]
+    told = {}
+    for name, plan in json.loads(plans).items():
+        if name == "out of memory":
+            told[name] = ending(*start(None, out_of_memory, (plan["runs"],)))
+        else:
+            told[name] = carry_out(source, teacher, **plan)
+    print(json.dumps(told))
 
 
 if __name__ == "__main__":

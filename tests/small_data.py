@@ -1,9 +1,10 @@
-"""Small data and checkpoints for tests with processes of their own."""
+"""Small data and a small model, for tests that need no more."""
 
-from transformers import BertModel
+import torch
 
-from kvlib import load_glue, load_tokenizer
-from kvlib.pretrained import minilm_path
+from kvlib import BERTbase, load_glue
+from kvlib.data import get_task
+from kvlib.teacher import BERTbaseConfig, label_config
 
 # a word that tells the class: a teacher learns it from a few dozen rows
 _TELLING = {0: "terrible", 1: "wonderful", -1: "terrible"}
@@ -19,11 +20,10 @@ def easy_rows(folder, train=80, validation=40):
     return folder
 
 
-def four_layers(folder, dropout=0.1):
-    """Write the first four of MiniLM's six layers as a checkpoint: real weights, and a student of two layers."""
-    model = BertModel.from_pretrained(
-        minilm_path(), num_hidden_layers=4, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout
-    )
-    model.save_pretrained(folder)
-    load_tokenizer().save_pretrained(folder)
-    return folder
+def tiny_teacher(task="mrpc", dropout=0.1):
+    """Return a BERT of random weights for MiniLM's tokens, in which a step takes a moment."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = BERTbaseConfig(**shape, vocab_size=30522, pooling="mean", **label_config(get_task(task)))
+    config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
+    return BERTbase(config)

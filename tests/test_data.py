@@ -2,10 +2,11 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from kvlib import TASKS, CustomDataset, DistilBERTwithBottleNeck, hold_out, load_glue
+from kvlib import TASKS, CustomDataset, DistilBERTwithBottleNeck, compute_metrics, hold_out, load_glue
 from kvlib.data import MINI_GLUE
 from kvlib.teacher import predict_states
 
@@ -70,7 +71,15 @@ def test_split_in_two_formats_is_refused(folder):
         ("sentence\tlabel\tidx\nA film.\t-1\t0\n", r"row 1 has label '-1'"),
         ("sentence\tlabel\tidx\nA film.\t1\t0\n \t1\t1\n", r"row 2 has no text in column 'sentence'"),
         ("sentence\tlabel\tidx\nA film.\t1\n", r"line 2 has 2 fields, the header has 3"),
-        ("sentence\tlabel\tidx\nA film.\t1\t7\nA play.\t1\t7\n", r"row 2 has idx '7'"),
+        (
+            "sentence\tlabel\tidx\nA film.\t1\t7\nA play.\t1\t7\n",
+            r"row 2 has idx '7', expected whole numbers, each once",
+        ),
+        (
+            "sentence\tlabel\tidx\nA film.\t1\t0.2\nA play.\t1\t0.7\n",
+            r"row 1 has idx '0.2', expected whole numbers",
+        ),
+        ("sentence\tlabel\tidx\nA film.\t1\t0\nA play.\t1\tone\n", r"row 2 has idx 'one', expected whole numbers"),
         ("sentence\tlabel\tidx\n", r"no rows"),
     ],
 )
@@ -130,11 +139,33 @@ def test_every_format_loads_the_same_rows(folder, tmp_path):
     assert all(split.to_list() == rows for split in loaded)
 
 
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_separators_inside_a_sentence_do_not_end_a_line_of_jsonl(folder, line_end):
+    # JSON need not escape them, and str.splitlines() splits at each
+    rows = [
+        {"sentence": "A fine\u2028film.", "label": 1, "idx": 0},
+        {"sentence": "A dull\u0085play\u2029.", "label": 0, "idx": 1},
+    ]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (folder / "sst2" / "train.tsv").unlink()
+    (folder / "sst2" / "train.jsonl").write_bytes((line_end.join(lines) + line_end).encode())
+    assert load_glue("sst2", folder)["train"].to_list() == rows
+
+
 def test_idx_and_test_labels_may_be_missing(folder):
     (folder / "sst2" / "test.tsv").write_text("sentence\nA film.\nA play.\n")
     test = load_glue("sst2", folder)["test"]
     assert test["idx"][:] == [0, 1]
     assert test["label"][:] == [-1, -1]
+
+
+def test_a_task_may_be_a_name_or_a_task(mrpc, tokenizer):
+    task = TASKS["mrpc"]
+    assert load_glue(task)["train"].to_list() == mrpc["train"].to_list()
+    split = mrpc["train"].select(range(4))
+    assert CustomDataset(split, tokenizer, task).task is CustomDataset(split, tokenizer, "mrpc").task is task
+    logits, labels = np.eye(4, 2), np.array(split["label"][:])
+    assert compute_metrics(task, logits, labels) == compute_metrics("mrpc", logits, labels)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs a folder of real GLUE in ../shared/glue")
@@ -189,35 +220,36 @@ def test_teacher_logits_are_checked_and_follow_their_rows(mrpc, tokenizer):
     with pytest.raises(ValueError, match=r"shape \(3, 2\), expected \(4, 2\)"):
         CustomDataset(split, tokenizer, "mrpc", teacher_logits=logits[:3])
     with pytest.raises(ValueError, match="NaN"):
-        dataset.attach(logits * torch.nan)
+        CustomDataset(split, tokenizer, "mrpc", teacher_logits=logits * torch.nan)
+    assert "teacher_logits" not in CustomDataset(split, tokenizer, "mrpc")[0]
 
 
 def test_teacher_states_are_checked_and_follow_their_rows(mrpc, tokenizer):
-    dataset = CustomDataset(mrpc["train"].select(range(4)), tokenizer, "mrpc")
-    logits, lengths = torch.zeros(4, 2), dataset.lengths
+    split = mrpc["train"].select(range(4))
+    plain = CustomDataset(split, tokenizer, "mrpc")
+    lengths = plain.lengths
     assert len(set(lengths.tolist())) > 1
     # each token's state says whose it is
     states = torch.tensor([[row, token] for row in range(4) for token in range(lengths[row])], dtype=torch.float16)
     for wrong in (states[:-1], states.repeat(2, 1)):
         with pytest.raises(ValueError, match=rf"has {len(wrong)} rows, expected .* {len(states)} real tokens"):
-            dataset.attach(logits, wrong)
-    assert "teacher_states" not in dataset.collate([dataset[0]])
-    dataset.attach(logits, states)
+            CustomDataset(split, tokenizer, "mrpc", teacher_states=wrong)
+    assert "teacher_states" not in plain.collate([plain[0]])
+    dataset = CustomDataset(split, tokenizer, "mrpc", teacher_states=states)
     for rows in ([2, 0, 3], [1], [0, 1, 2, 3]):
         batch = dataset.collate([dataset[row] for row in rows])
         expected = [[row, token] for row in rows for token in range(lengths[row])]
         assert batch["teacher_states"].tolist() == expected
         assert batch["teacher_states"].dtype == torch.float16
         assert int(batch["attention_mask"].sum()) == len(expected)
-    dataset.attach(logits)
-    assert "teacher_states" not in dataset.collate([dataset[0]])
 
 
 def test_collated_states_stand_beside_the_tokens_that_a_student_encodes(mrpc, tokenizer, pretrained):
-    dataset = CustomDataset(mrpc["train"].select(range(8)), tokenizer, "mrpc")
+    split = mrpc["train"].select(range(8))
     student = DistilBERTwithBottleNeck.from_teacher(pretrained, num_layers=1).eval()
     # as if the student were its own teacher
-    dataset.attach(torch.zeros(8, 2), predict_states(student, dataset, batch_size=3))
+    states = predict_states(student, CustomDataset(split, tokenizer, "mrpc"), batch_size=3)
+    dataset = CustomDataset(split, tokenizer, "mrpc", teacher_states=states)
     batch = dataset.collate([dataset[row] for row in (5, 0, 7)])
     with torch.inference_mode():
         states, _ = student.encode(batch["input_ids"], batch["attention_mask"])

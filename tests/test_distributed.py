@@ -96,7 +96,7 @@ def test_two_processes_hold_the_same_sample_and_the_keys_of_the_first_bit_for_bi
 
 
 def test_keys_agree_to_the_encoders_rounding(found):
-    _, one, first, second = found
+    _, one, first, _ = found
     pairs = [(one["keys 16"], one["keys 64"]), (one["keys"], first["keys"])]
     pairs += [(one[f"keys {batch_size}"], first[f"keys {batch_size}"]) for batch_size in BATCH_SIZES]
     for expected, keys in pairs:

@@ -1,4 +1,6 @@
 import copy
+import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -138,9 +140,77 @@ def test_bootstrap_interval_covers_what_the_binomial_says():
     assert (low, high) == pytest.approx((0.9 - half, 0.9 + half), abs=0.006)
 
 
-def test_size_counts_buffers_and_latency_is_positive(student, small):
+@pytest.mark.parametrize("level", [0.95, 0.5])
+def test_bootstrap_interval_is_the_percentile_bootstrap_by_hand(level):
+    generator = np.random.default_rng(7)
+    labels = generator.integers(0, 2, 80)
+    # two systems on the same rows, and how much better the first is
+    predictions = np.stack([np.where(generator.random(80) < right, labels, 1 - labels) for right in (0.9, 0.7)], 1)
+
+    def difference(predictions, labels):
+        right = (predictions == labels[:, None]).mean(0)
+        return right[0] - right[1]
+
+    draws = np.random.default_rng(3)
+    found = []
+    for _ in range(200):
+        rows = draws.integers(0, 80, 80)
+        found.append(difference(predictions[rows], labels[rows]))
+    ends = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    interval = bootstrap_interval(difference, predictions, labels, level, resamples=200, seed=3)
+    assert interval == pytest.approx(tuple(ends), abs=1e-12)
+    assert interval[0] < interval[1]
+    assert bootstrap_interval(difference, predictions, labels, level, resamples=200, seed=4) != interval
+
+
+def test_a_thousand_resamples_of_qqp_take_little_memory():
+    labels = np.arange(40_430) % 3 // 2  # as many rows as QQP's validation split
+    predictions = np.roll(labels, 1)
+    tracemalloc.start()
+    try:
+        bootstrap_interval(lambda p, y: (p == y).mean(), predictions, labels)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # one resample's row numbers are 0.3 MB; all thousand at once would be 323 MB
+    assert peak < 16e6
+
+
+def test_model_size_counts_parameters_and_buffers(student):
+    parameters = [tensor.numel() for tensor in student.parameters()]
+    trained = [tensor.numel() for tensor in student.parameters() if tensor.requires_grad]
+    stored = [tensor.nbytes for tensor in (*student.parameters(), *student.buffers())]
     size = model_size(student)
-    keys = student.bottleneck.keys.numel() * 4 / 1e6
-    assert size["megabytes"] > size["parameters_m"] * 4 + keys * 0.99
+    assert size["parameters_m"] == pytest.approx(sum(parameters) / 1e6)
+    assert size["trainable_m"] == pytest.approx(sum(trained) / 1e6)
+    assert size["megabytes"] == pytest.approx(sum(stored) / 1e6)
+    # the encoder is frozen; the keys are no parameters, but stored
     assert size["trainable_m"] < 0.1 * size["parameters_m"]
-    assert latency(student, small[1], rows=2, repeats=2) > 0
+    assert size["megabytes"] - 4 * size["parameters_m"] > student.bottleneck.keys.nbytes / 1e6
+
+
+class Sleeper(torch.nn.Module):
+    """Takes its time, and remembers what it was given."""
+
+    device = torch.device("cpu")
+
+    def forward(self, **inputs):
+        assert not self.training
+        self.rows = len(inputs["input_ids"])
+        time.sleep(0.01)
+
+
+def test_latency_is_that_of_one_batch_of_the_first_rows(small):
+    model = Sleeper()
+    for rows, expected in ((5, 5), (500, 16)):
+        assert 0.01 <= latency(model, small[1], rows, seconds=0.05) < 0.1
+        assert model.rows == expected
+
+
+def test_latency_waits_for_a_gpu(small, monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: waited.append(1))
+    latency(Sleeper(), small[1], rows=1, seconds=0.02)
+    # before and after what is measured
+    assert len(waited) >= 2

@@ -1,5 +1,4 @@
 import json
-import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -14,49 +13,61 @@ from kvlib.recipe import SYSTEMS, needed_stages, systems_of
 from kvlib.recipe.command_line import main
 from kvlib.recipe.evidence import evidence_table, kept_share, read_evidence
 
-# a grid that is killed while it writes its sixth record, the lock of the file in its hands
-KILLED = """
+PROCESSES = """
 import os, signal, sys
-from shared_stages import SharedRecipe
 from pathlib import Path
+
 import kvlib.recipe.evidence as evidence
+from shared_stages import SharedRecipe
 
-written = 0
+shared, source, folder = map(Path, sys.argv[1:])
+recipe = SharedRecipe(shared)
 
-def write_half(path, content):
-    global written
-    written += 1
-    if written == 7:  # the settings come first
-        path.with_name(path.name + ".temporary").write_text("{")
-        os.kill(os.getpid(), signal.SIGKILL)
-    write_json(path, content)
 
-write_json, evidence.write_json = evidence.write_json, write_half
-recipe = SharedRecipe(Path(sys.argv[1]))
-evidence.gather_evidence(sys.argv[2], ["sst2"], ("all",), (0,), recipe.source, recipe.profile, runs=recipe.runs)
-"""
-
-# two processes whose records take no time to make: what is left is the file that they share
-SHARED = """
-import os, sys
-import kvlib.recipe.evidence as evidence
-
-evidence.run_once = lambda experiment, system: {
-    "task": experiment.task.name, "system": system, "seed": experiment.seed, "process": os.getpid()
-}
-source, output = sys.argv[1:]
-children = []
-for task in ("sst2", "cola"):
+def start(what, *arguments):
     child = os.fork()
     if not child:
         code = 1
         try:
-            evidence.gather_evidence(output, [task], ("all",), range(5), source)
+            what(*arguments)
             code = 0
         finally:
             os._exit(code)
-    children.append(child)
-sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+    return child
+
+
+def wait_for(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def be_killed():
+    # while the sixth record is written, the lock of the file in its hands; before the first come the settings
+    contents = []
+
+    def write_half(path, content):
+        contents.append(content)
+        if len(contents) == 7:
+            path.with_name(path.name + ".temporary").write_text("{")
+            os.kill(os.getpid(), signal.SIGKILL)
+        write_json(path, content)
+
+    write_json, evidence.write_json = evidence.write_json, write_half
+    evidence.gather_evidence(
+        folder / "killed.json", ["sst2"], ("all",), (0,), recipe.source, recipe.profile, runs=recipe.runs
+    )
+
+
+def share(task):
+    # records that take no time to make: what is left is the file that the two share
+    evidence.run_once = lambda experiment, system: {
+        "task": experiment.task.name, "system": system, "seed": experiment.seed, "process": os.getpid()
+    }
+    evidence.gather_evidence(folder / "shared.json", [task], ("all",), range(5), source)
+
+
+assert wait_for(start(be_killed)) == -signal.SIGKILL
+children = [start(share, task) for task in ("sst2", "cola")]
+assert [wait_for(child) for child in children] == [0, 0]
 """
 
 
@@ -84,23 +95,27 @@ def records(output):
 
 
 @pytest.fixture(scope="module")
-def killed(recipe, tmp_path_factory):
-    """A results file as a killed grid leaves it."""
-    output = tmp_path_factory.mktemp("evidence") / "results.json"
-    code, _, errors = finish(
-        [sys.executable, "-c", KILLED, recipe.folder, output], {"PYTHONPATH": str(Path(__file__).parent)}
-    )
-    assert code == -signal.SIGKILL, errors
-    return output
+def left(recipe, tmp_path_factory):
+    """What a killed grid and two that share a file leave: one process starts them, for its imports take long."""
+    folder = tmp_path_factory.mktemp("evidence")
+    for task in ("sst2", "cola"):
+        (folder / "glue" / task).mkdir(parents=True)
+        for name, split in load_glue(task).items():
+            split.select(range(20)).to_csv(folder / "glue" / task / f"{name}.csv")
+    tests = {"PYTHONPATH": str(Path(__file__).parent)}
+    code, _, errors = finish([sys.executable, "-c", PROCESSES, recipe.folder, folder / "glue", folder], tests)
+    assert code == 0, errors
+    return folder
 
 
 @linux_only
-def test_a_killed_grid_goes_on_where_it_was(killed, evidence, tmp_path):
-    before = records(killed)
+def test_a_killed_grid_goes_on_where_it_was(left, evidence):
+    output = left / "killed.json"
+    before = records(output)
     assert [record["system"] for record in before] == list(SYSTEMS)[:5]
-    code, printed = evidence(killed, "--tasks", "sst2")
+    code, printed = evidence(output, "--tasks", "sst2")
     assert code == 0
-    after = records(killed)
+    after = records(output)
     assert [record["system"] for record in after] == list(SYSTEMS)
     # those of the killed run stand as they were, and none was made twice
     assert after[:5] == before
@@ -151,20 +166,12 @@ def test_other_settings_are_refused_before_work(recipe, evidence, tmp_path):
 
 
 @linux_only
-def test_two_processes_share_one_file(recipe, tmp_path):
-    for task in ("sst2", "cola"):
-        (tmp_path / task).mkdir()
-        for name, split in load_glue(task).items():
-            split.select(range(20)).to_csv(tmp_path / task / f"{name}.csv")
-    output = tmp_path / "results.json"
-    code, _, errors = finish([sys.executable, "-c", SHARED, tmp_path, output])
-    assert code == 0, errors
-    found = records(output)
+def test_two_processes_share_one_file(left):
+    found = records(left / "shared.json")
     assert [(record["task"], record["seed"], record["system"]) for record in found] == [
         (task, seed, system) for task in ("cola", "sst2") for seed in range(5) for system in systems_of("all")
     ]
     assert len({(record["task"], record["process"]) for record in found}) == 2
-    assert not list(tmp_path.glob("*.temporary"))
 
 
 @pytest.mark.parametrize(

@@ -7,18 +7,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from transformers import AutoTokenizer
 
-from kvlib import CustomDataset, DistilBERTwithBottleNeck, KeyIndexDataset
+from kvlib import CustomDataset, DistilBERTwithBottleNeck, KeyIndexDataset, predict_logits
 from kvlib.explore import (
-    Explorer,
     compare_logits,
     edit,
     explain,
+    longest_input,
     push_by_token,
     push_columns,
     similar_by_key,
     strongest_keys,
 )
+from workbook import Explorer
 from workbook.explorer import html_table
 
 FIRST = "The young nurse thanked the old teacher on Monday."
@@ -55,6 +57,16 @@ def explorer(default, tokenizer, small, fired):
     return Explorer(default, tokenizer, small[0], fired)
 
 
+@pytest.fixture(scope="module")
+def short(tokenizer, tmp_path_factory):
+    """The tokenizer as it is saved with a model that was trained on 24 tokens, loaded again."""
+    saved = copy.deepcopy(tokenizer)
+    saved.model_max_length = 24
+    folder = tmp_path_factory.mktemp("short")
+    saved.save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
 def logits_of(model, tokenizer, *texts):
     with torch.inference_mode():
         return model(**tokenizer(*texts, return_tensors="pt")).logits[0]
@@ -63,6 +75,30 @@ def logits_of(model, tokenizer, *texts):
 def as_model(frame):
     """The sums of the pushes, as a tensor like logits."""
     return torch.from_numpy(frame[push_columns(frame)].sum().to_numpy(np.float32).copy())
+
+
+# explain: as many tokens as in training
+
+
+def test_a_long_pair_is_explained_as_it_was_read_in_training(student, short, mrpc):
+    long = (
+        mrpc["train"]
+        .select([0])
+        .map(lambda row: {name: 4 * f"{row[name]} " for name in ("sentence1", "sentence2")})
+    )
+    rows = CustomDataset(long, short, "mrpc", max_length=24)
+    frame = explain(student, short, *(long[0][name] for name in ("sentence1", "sentence2")))
+    torch.testing.assert_close(as_model(frame), predict_logits(student, rows)[0], atol=1e-5, rtol=1e-5)
+    if student.config.pool == "after":
+        tokens = frame.loc[frame["codebook"] == 0, "token"]
+        assert tokens.tolist() == short.convert_ids_to_tokens(rows[0]["input_ids"])
+        assert len(tokens) == 24
+
+
+def test_no_more_tokens_are_read_than_the_model_has_positions_for(default, tokenizer):
+    endless = copy.deepcopy(tokenizer)
+    endless.model_max_length = 10**30
+    assert longest_input(default, endless) == default.config.max_position_embeddings == 512
 
 
 # edit: the logits of a model whose value was really changed
@@ -229,7 +265,7 @@ def test_the_check_is_a_real_one(explorer, monkeypatch):
         frame["push_equivalent"] += 0.01
         return frame
 
-    monkeypatch.setattr("kvlib.explorer.explain", wrong)
+    monkeypatch.setattr("workbook.explorer.explain", wrong)
     explorer.text.value = FIRST
     assert "DO NOT SUM" in shown(explorer)
 
@@ -279,10 +315,11 @@ def test_an_empty_text_is_a_message_not_a_traceback(explorer, text):
     assert "Checked" in shown(explorer)
 
 
-def test_a_long_text_is_cut_and_says_so(explorer):
-    explorer.text.value = "nurse " * 600
-    assert "The text has 602 tokens; the model reads 512" in shown(explorer)
-    assert len(explorer.token.options) == 512
+def test_a_long_text_is_cut_and_says_so(default, short, small, fired):
+    explorer = Explorer(default, short, small[0], fired)
+    explorer.text.value = "nurse " * 60
+    assert "The text has 62 tokens; the model reads 24" in shown(explorer)
+    assert len(explorer.token.options) == 24
     explorer.token.value = 7
     assert re.search(r"fired here by( \d+ nurse,?){8} and \d+ more", shown(explorer))
     explorer.text.value = "nurse"

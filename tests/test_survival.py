@@ -6,17 +6,19 @@ import math
 import os
 import shutil
 import sys
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from processes import finish, linux_only
-from shared_stages import shell, small_minilm
+from shared_stages import small_minilm, tiny_profile
 from small_data import easy_rows
 from transformers import TrainerCallback
 
 from kvlib import (
+    PROFILES,
     BERTbase,
     CustomDataset,
     DistilBERTwithBottleNeck,
@@ -29,61 +31,72 @@ from kvlib import (
 from kvlib.cache import cached_tensors
 from kvlib.checkpoints import last_complete
 from kvlib.data import get_task
+from kvlib.recipe.command_line import main
 from kvlib.teacher import BERTbaseConfig, label_config
 
 SHORT_RUN = Path(__file__).with_name("short_run.py")
+# 32 rows, 4 steps an epoch; each moment goes on from what the one before has left: where its trainings begin
+KILLED = {
+    "teacher step 6": [["teacher", 0]],
+    "logits cache": [["teacher", 4]],
+    "distilbert step 6": [["distilbert", 0]],
+    # half an optimizer.pt
+    "distilbert checkpoint 8": [["distilbert", 4]],
+    # everything is there but the mark that it is complete
+    "distilbert unmarked 12": [["distilbert", 4]],
+    # half a finished stage
+    "distilbert finish": [["distilbert", 8]],
+    "key cache": [["distilbert", 12]],
+    "bottleneck step 9": [["bottleneck", 0]],
+    # the stage is finished, but its checkpoints are still there
+    "bottleneck cleanup": [["bottleneck", 8]],
+}
+# files of so many megabytes are too small for the weights (Rust writes them), then for the optimiser's state (C++)
+LIMITED = ["distilbert limit10 6", "distilbert limit30 6"]
+FULL = ["distilbert full 6"]
 
 
-def short_run(*arguments, under=()):
-    code, out, err = finish([*under, sys.executable, SHORT_RUN, *arguments])
+@pytest.fixture(scope="module")
+def easy(tmp_path_factory):
+    """Rows that a word tells apart, and the pretrained model of a teacher that learns them."""
+    folder = tmp_path_factory.mktemp("easy")
+    return easy_rows(folder / "glue", train=36, validation=20), small_minilm(folder / "checkpoint", layers=2)
+
+
+@pytest.fixture(scope="module")
+def endings(easy, tmp_path_factory):
+    """How the processes of all plans ended: one process starts them all, for its imports take longer than they."""
+    folder = tmp_path_factory.mktemp("runs")
+    plans = {
+        "left alone": {"last": "bottleneck"},
+        "killed": {"last": "bottleneck", "moments": list(KILLED)},
+        "met": {"last": "teacher", "at_once": True},
+        "limited": {"last": "distilbert", "after": str(folder / "left alone"), "moments": LIMITED},
+        "full": {"last": "distilbert", "after": str(folder / "left alone"), "moments": FULL},
+        "out of memory": {},
+    }
+    plans = {name: {"runs": str(folder / name)} | plan for name, plan in plans.items()}
+    (folder / "full").mkdir()
+    mount = 'mount -t tmpfs -o size=300m none "$0" && exec "$@"'
+    under = ["unshare", "-rm", "sh", "-c", mount, folder / "full"]
+    if shutil.which("unshare") is None or finish([*under, "true"])[0]:
+        under = []
+        del plans["full"]
+    code, out, err = finish([*under, sys.executable, SHORT_RUN, *easy, json.dumps(plans)])
     assert code == 0, err
-    return json.loads(out.splitlines()[-1])
+    return folder, json.loads(out.splitlines()[-1])
 
 
 def what_was_trained(endings):
     return {stage: weights for ending in endings for stage, weights in ending["trained"]}
 
 
-@pytest.fixture(scope="module")
-def left_alone(tmp_path_factory):
-    """Source, teacher checkpoint and finished stages of a run that nothing disturbed, and what it found."""
-    folder = tmp_path_factory.mktemp("alone")
-    source, runs = easy_rows(folder / "glue", train=36, validation=20), folder / "runs"
-    teacher = small_minilm(folder / "checkpoint", layers=2)
-    (ending,) = short_run(source, teacher, runs, "bottleneck")
-    return source, teacher, runs, ending
-
-
-def with_teacher(runs, folder):
-    """Start a folder of runs with what stage 1 of another has left."""
-    folder.mkdir(exist_ok=True)
-    for path in (next(runs.glob("sst2-teacher-*[!k]")), *runs.glob("sst2-logits-*")):
-        (shutil.copytree if path.is_dir() else shutil.copy)(path, folder / path.name)
-    return folder
-
-
 @linux_only
-def test_killed_and_resumed_equals_never_killed(left_alone, tmp_path):
-    source, teacher, _, alone = left_alone
-    # 32 rows, 4 steps an epoch; each moment goes on from what the one before has left
-    began_by_moment = {
-        "teacher step 6": [["teacher", 0]],
-        "logits cache": [["teacher", 4]],
-        "distilbert step 6": [["distilbert", 0]],
-        # half an optimizer.pt
-        "distilbert checkpoint 8": [["distilbert", 4]],
-        # everything is there but the mark that it is complete
-        "distilbert unmarked 12": [["distilbert", 4]],
-        # half a finished stage
-        "distilbert finish": [["distilbert", 8]],
-        "key cache": [["distilbert", 12]],
-        "bottleneck step 9": [["bottleneck", 0]],
-        # the stage is finished, but its checkpoints are still there
-        "bottleneck cleanup": [["bottleneck", 8]],
-    }
-    endings = short_run(source, teacher, tmp_path, "bottleneck", *began_by_moment)
-    last = endings.pop()
-    for ending, (moment, began) in zip(endings, began_by_moment.items(), strict=True):
+def test_killed_and_resumed_equals_never_killed(endings):
+    folder, plans = endings
+    *killed, last = plans["killed"]
+    (alone,) = plans["left alone"]
+    for ending, (moment, began) in zip(killed, KILLED.items(), strict=True):
         assert ending["killed"], ending
         assert (ending["moment"], ending["began"]) == (moment, began)
     assert "error" not in last and last["began"] == []
@@ -91,19 +104,19 @@ def test_killed_and_resumed_equals_never_killed(left_alone, tmp_path):
     for same in ("fingerprints", "histories", "logits"):
         assert last["found"][same] == alone["found"][same]
     # the last epoch too, if the best was an earlier one
-    assert what_was_trained(endings) == what_was_trained([alone])
-    assert not list(tmp_path.glob("*.training"))
+    assert what_was_trained(killed) == what_was_trained([alone])
+    assert not list((folder / "killed").glob("*.training"))
 
 
 @linux_only
-def test_two_runs_that_meet_at_one_stage_train_it_once(left_alone, tmp_path):
-    source, teacher, _, alone = left_alone
-    first, second = short_run(source, teacher, tmp_path, "teacher", "meet")
+def test_two_runs_that_meet_at_one_stage_train_it_once(endings):
+    folder, plans = endings
+    first, second = plans["met"]
+    (alone,) = plans["left alone"]
     assert first["began"] == [["teacher", 0]]
     assert second["began"] == second["trained"] == first["announced"] == []
-    (line,) = second["announced"]
-    (folder,) = (path for path in tmp_path.glob("sst2-teacher-*") if path.is_dir())
-    assert line == f"another run is training {folder}: waiting until it has finished"
+    (stage,) = (path for path in (folder / "met").glob("sst2-teacher-*") if path.is_dir())
+    assert second["announced"] == [f"another run is training {stage}: waiting until it has finished"]
     for ending in (first, second):
         assert ending["found"]["fingerprints"]["teacher"] == alone["found"]["fingerprints"]["teacher"]
 
@@ -137,26 +150,10 @@ def test_a_damaged_checkpoint_is_passed_over(damage, tmp_path, small):
     assert last_complete(tmp_path) is None
 
 
-@linux_only
-def test_a_failed_cache_leaves_no_file(tmp_path):
-    import resource
-
-    tensors = {"x": torch.zeros(2**20)}
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
-    try:
-        with pytest.raises(OSError, match=r"cannot write .*logits\.safetensors: .*Make room") as caught:
-            cached_tensors(tmp_path / "logits.safetensors", {"rows": "1"}, lambda: tensors)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "\n" not in str(caught.value)
-    assert not list(tmp_path.iterdir())
-
-
-def full_disk(endings, alone, moments):
+def assert_stopped_and_resumed(endings, alone, moments):
     """Check that each moment ended with a clear error, and the last run as if nothing had been."""
-    last = endings.pop()
-    for ending, moment in zip(endings, moments, strict=True):
+    *stopped, last = endings
+    for ending, moment in zip(stopped, moments, strict=True):
         assert not ending["killed"]
         kind, message = ending["error"]
         assert (ending["moment"], kind) == (moment, "OSError")
@@ -171,41 +168,53 @@ def full_disk(endings, alone, moments):
 
 
 @linux_only
-def test_files_that_cannot_grow_end_with_a_clear_error_and_the_last_checkpoint(left_alone, tmp_path):
-    source, teacher, runs, alone = left_alone
-    # MB: too little for the weights (Rust writes them), then for the optimiser's state (C++)
-    moments = ["distilbert limit10 6", "distilbert limit30 6"]
-    folder = with_teacher(runs, tmp_path / "runs")
-    full_disk(short_run(source, teacher, folder, "distilbert", *moments), alone, moments)
+def test_files_that_cannot_grow_end_with_a_clear_error_and_the_last_checkpoint(endings):
+    _, plans = endings
+    assert_stopped_and_resumed(plans["limited"], *plans["left alone"], LIMITED)
 
 
 @linux_only
-def test_a_full_disk_ends_with_a_clear_error_and_the_last_checkpoint(left_alone, tmp_path):
-    source, teacher, runs, alone = left_alone
-    mount = 'mount -t tmpfs -o size=300m none "$0" && cp -r "$1"/. "$0" && shift && exec "$@"'
-    ready = with_teacher(runs, tmp_path / "ready")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    under = ["unshare", "-rm", "sh", "-c", mount, disk, ready]
-    if shutil.which("unshare") is None or finish([*under, "true"])[0]:
+def test_a_full_disk_ends_with_a_clear_error_and_the_last_checkpoint(endings):
+    _, plans = endings
+    if "full" not in plans:
         pytest.skip("no file system can be mounted here: that takes unshare and user namespaces")
-    moments = ["distilbert full 6"]
-    full_disk(short_run(source, teacher, disk, "distilbert", *moments, under=under), alone, moments)
+    assert_stopped_and_resumed(plans["full"], *plans["left alone"], FULL)
 
 
-@linux_only
-def test_command_line_ends_with_one_line(left_alone, tmp_path):
+@contextmanager
+def files_of_at_most(size):
     import resource
 
-    source, teacher, *_ = left_alone
-    code, _, err = shell(
-        teacher, "distil", "--task", "sst2", "--source", source, "--runs", tmp_path,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10 * 2**20, 10 * 2**20)),
-    )  # fmt: skip
-    assert code == 1
-    assert "Traceback" not in err
-    assert err.splitlines()[-1].startswith(f"kvlib: cannot write {tmp_path}/sst2-teacher-")
-    assert "Make room" in err.splitlines()[-1]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@linux_only
+def test_a_failed_cache_leaves_no_file(tmp_path):
+    tensors = {"x": torch.zeros(2**20)}
+    with (
+        pytest.raises(OSError, match=r"cannot write .*logits\.safetensors: .*Make room") as caught,
+        files_of_at_most(2**20),
+    ):
+        cached_tensors(tmp_path / "logits.safetensors", {"rows": "1"}, lambda: tensors)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+@linux_only
+def test_command_line_ends_with_one_line(easy, tmp_path, monkeypatch, capsys):
+    source, checkpoint = easy
+    monkeypatch.setitem(PROFILES, "tiny", tiny_profile(checkpoint, max_length=16))
+    with files_of_at_most(10 * 2**20):
+        command = f"distil --task sst2 --profile tiny --source {source} --runs {tmp_path}"
+        assert main(command.split()) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"kvlib: cannot write {tmp_path}/sst2-teacher-")
+    assert "Make room" in line
 
 
 class GoBad(TrainerCallback):
@@ -289,30 +298,13 @@ def test_weights_broken_by_the_last_step_reach_no_checkpoint(scores, tmp_path):
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
-OUT_OF_MEMORY = """
-import resource, sys, torch
-from pathlib import Path
-from kvlib import BERTbase, CustomDataset, fine_tune, load_glue, load_tokenizer
-from kvlib.teacher import BERTbaseConfig
-rows = load_glue("rte")["train"].select(range(256))
-data = CustomDataset(rows, load_tokenizer(), "rte")
-model = BERTbase(BERTbaseConfig(hidden_size=384, num_hidden_layers=1, num_attention_heads=12, vocab_size=30522))
-pages = int(Path("/proc/self/statm").read_text().split()[0])
-resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 220 * 2**20,) * 2)
-try:
-    fine_tune(model, data, data, sys.argv[1], epochs=1, learning_rate=1e-4, batch_size=256)
-except MemoryError as error:
-    print(error)
-"""
-
-
 @linux_only
-def test_out_of_memory_says_what_to_lower(tmp_path):
-    code, out, err = finish([sys.executable, "-c", OUT_OF_MEMORY, tmp_path])
-    assert code == 0, err
-    assert "out of memory in step 1, in a batch of 256 rows of " in out
-    assert "lower batch_size (256 a process)" in out
-    assert "gradient_accumulation_steps" in out and "max_length" in out
+def test_out_of_memory_says_what_to_lower(endings):
+    kind, message = endings[1]["out of memory"]["error"]
+    assert kind == "MemoryError"
+    assert "out of memory in step 1, in a batch of 256 rows of " in message
+    assert "lower batch_size (256 a process)" in message
+    assert "gradient_accumulation_steps" in message and "max_length" in message
 
 
 def tiny(task="mrpc"):

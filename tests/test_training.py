@@ -3,43 +3,49 @@ from functools import partial
 
 import pytest
 import torch
+from small_data import tiny_teacher
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from kvlib import (
     BERTwithBottleNeck,
+    CustomDataset,
+    DiscreteKeyValueBottleneck,
     DistilBERTwithBottleNeck,
     DistillationTrainer,
+    FineTuningTrainer,
     KeyIndexDataset,
     distillation_loss,
     fine_tune,
     predict_logits,
 )
-from kvlib.evaluation import key_agreement
-from kvlib.loss import alignment_loss, hidden_state_loss
 from kvlib.cache import fingerprint
 from kvlib.data import MODEL_INPUTS
+from kvlib.evaluation import key_agreement
+from kvlib.loss import alignment_loss, hidden_state_loss
 from kvlib.teacher import cached_states, predict_states
 
 
-@pytest.fixture(scope="module")
-def taught(small, pretrained):
-    """Rows with the logits of a teacher, and a plain student."""
-    train, held_out = (copy.copy(split) for split in small)
-    train.attach(predict_logits(pretrained, train))
-    torch.manual_seed(0)
-    student = DistilBERTwithBottleNeck.from_teacher(pretrained)
-    for module in student.modules():
+def without_dropout(model):
+    for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    student.distilbert.transformer.layer[0].attention.dropout.p = 0.0
-    return train, held_out, student
+    return model
 
 
 @pytest.fixture(scope="module")
-def aligned(taught, pretrained):
+def taught(small_splits, small, tokenizer, pretrained):
+    """Rows with the logits of a teacher, and a plain student."""
+    logits = predict_logits(pretrained, small[0])
+    train = CustomDataset(small_splits[0], tokenizer, "mrpc", teacher_logits=logits)
+    torch.manual_seed(0)
+    return train, small[1], without_dropout(DistilBERTwithBottleNeck.from_teacher(pretrained))
+
+
+@pytest.fixture(scope="module")
+def aligned(taught, small_splits, tokenizer, pretrained):
     """The rows with the teacher's hidden states as well, and the teacher with a bottleneck."""
-    train = copy.copy(taught[0])
-    train.attach(train.teacher_logits, predict_states(pretrained, train))
+    states = predict_states(pretrained, taught[0])
+    train = CustomDataset(small_splits[0], tokenizer, "mrpc", 128, taught[0].teacher_logits, states)
     return train, BERTwithBottleNeck.from_teacher(pretrained, train, num_codebooks=16, codebook_size=8)
 
 
@@ -49,7 +55,7 @@ def arguments(folder, **options):
     return TrainingArguments(str(folder), **(settings | options))
 
 
-def gradients(model, train, folder, loss=None, **options):
+def gradients(model, train, folder, trainer=None, **options):
     """What the Trainer hands to its first optimiser step."""
     model = copy.deepcopy(model)
     seen = {}
@@ -58,17 +64,15 @@ def gradients(model, train, folder, loss=None, **options):
         def on_pre_optimizer_step(self, args, state, control, **kwargs):
             seen.update({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
 
-    trainer = DistillationTrainer(
+    trainer = trainer or partial(DistillationTrainer, alpha=0.7, temperature=3.0)
+    trainer(
         model=model,
         args=arguments(folder, max_steps=1, train_sampling_strategy="sequential", **options),
         train_dataset=train,
         data_collator=train.collate,
         callbacks=[Grab()],
-        alpha=0.7,
-        temperature=3.0,
-        **(loss or {}),
-    )
-    trainer.train()
+    ).train()
+    assert len(seen) > 30
     return seen
 
 
@@ -79,18 +83,78 @@ def test_trainers_gradient_is_that_of_the_loss(taught, tmp_path):
     batch = train.collate([train[row] for row in range(8)])
     logits = by_hand(batch["input_ids"], batch["attention_mask"]).logits
     distillation_loss(logits, batch["teacher_logits"], batch["labels"], 3.0, 0.7).backward()
-    assert len(found) > 40
     for name, parameter in by_hand.named_parameters():
         torch.testing.assert_close(found[name], parameter.grad, atol=1e-6, rtol=1e-4)
 
 
-def test_accumulating_four_steps_equals_one_large_batch(taught, tmp_path):
-    train, _, student = taught
-    whole = gradients(student, train, tmp_path, per_device_train_batch_size=16)
-    parts = gradients(student, train, tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=4)
+@pytest.mark.parametrize("stage", ["fine-tuning a teacher", "distilling"])
+def test_accumulating_four_steps_equals_one_large_batch(stage, taught, tmp_path):
+    train, _, model = taught
+    trainer = None
+    if stage == "fine-tuning a teacher":
+        model, trainer = tiny_teacher(dropout=0.0), FineTuningTrainer
+    whole = gradients(model, train, tmp_path, trainer, per_device_train_batch_size=16)
+    four = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
+    parts = gradients(model, train, tmp_path, trainer, **four)
     for name, gradient in whole.items():
         # float32 sums in another order, over differently padded batches
         torch.testing.assert_close(parts[name], gradient, atol=2e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("max_length", [18, 128])
+def test_accumulating_with_hidden_states_needs_equally_many_tokens(
+    max_length, small_splits, taught, pretrained, tokenizer, tmp_path
+):
+    rows, student = small_splits[0].select(range(16)), taught[2]
+    plain = CustomDataset(rows, tokenizer, "mrpc", max_length)
+    logits, states = predict_logits(pretrained, plain), predict_states(pretrained, plain)
+    train = CustomDataset(rows, tokenizer, "mrpc", max_length, logits, states)
+    trainer = partial(DistillationTrainer, hidden_weight=5.0)
+    whole = gradients(student, train, tmp_path, trainer, per_device_train_batch_size=16)
+    four = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
+    parts = gradients(student, train, tmp_path, trainer, **four)
+    if max_length == 18:
+        assert set(train.lengths) == {18}
+        for name, gradient in whole.items():
+            torch.testing.assert_close(parts[name], gradient, atol=1e-5, rtol=1e-3)
+    else:
+        # a mean of four means weighs tokens of short batches more; what it is worth, as a share of the gradient
+        difference = sum((parts[name] - whole[name]).square().sum() for name in whole).sqrt()
+        assert 1e-3 < difference / sum(gradient.square().sum() for gradient in whole.values()).sqrt() < 0.1
+
+
+def test_no_two_epochs_of_any_two_seeds_see_the_rows_in_the_same_order(small, tmp_path):
+    def orders(seed):
+        """The idx of all rows in the order of training, for each of two epochs."""
+        seen = []
+
+        class Record(FineTuningTrainer):
+            def training_step(self, model, inputs, *args, **kwargs):
+                seen.extend(inputs["idx"].tolist())
+                return super().training_step(model, inputs, *args, **kwargs)
+
+        Record(
+            model=tiny_teacher(),
+            args=arguments(
+                tmp_path, num_train_epochs=2, seed=seed, per_device_train_batch_size=8,
+                train_sampling_strategy="group_by_length",
+            ),
+            train_dataset=small[0],
+            data_collator=small[0].collate,
+        ).train()  # fmt: skip
+        return [tuple(seen[:48]), tuple(seen[48:])]
+
+    found = [order for seed in range(3) for order in orders(seed)]
+    assert all(sorted(order) == sorted(small[0].idx) for order in found)
+    assert len(set(found)) == len(found) == 6
+    assert orders(1) == found[2:4]
+
+
+def test_several_visible_gpus_in_one_process_are_refused(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
+    with pytest.raises(ValueError, match=r"2 GPUs are visible.*accelerate launch.*CUDA_VISIBLE_DEVICES=0"):
+        fine_tune(tiny_teacher(), *small, tmp_path / "run", epochs=1, learning_rate=1e-3)
+    assert not list(tmp_path.rglob("checkpoint-*"))
 
 
 def test_distilling_without_teacher_logits_is_refused(taught, small, tmp_path):
@@ -132,7 +196,8 @@ def test_values_are_exempt_from_weight_decay(taught, tmp_path):
 
 
 def test_stopped_and_resumed_equals_never_stopped(taught, tmp_path):
-    train, held_out, student = taught
+    train, held_out, _ = taught
+    student = DistilBERTwithBottleNeck.from_teacher(tiny_teacher())
 
     class Stop(TrainerCallback):
         def on_epoch_end(self, args, state, control, **kwargs):
@@ -141,7 +206,7 @@ def test_stopped_and_resumed_equals_never_stopped(taught, tmp_path):
     weights = []
     for folder, interruptions in (("whole", [None]), ("parts", [[Stop()], None])):
         for number, callbacks in enumerate(interruptions):
-            model = student.discretize(train, num_codebooks=16, codebook_size=8)
+            model = student.discretize(train, num_codebooks=4, codebook_size=8)
             fine_tune(
                 model,
                 KeyIndexDataset(model, train),
@@ -171,7 +236,8 @@ def test_trainers_gradient_includes_that_of_the_loss_on_hidden_states(taught, al
     student = taught[2]
     extra = {} if key_weight is None else {"bottleneck": teacher.bottleneck, "key_weight": key_weight}
     before = fingerprint(teacher)
-    found = gradients(student, train, tmp_path, {"hidden_weight": 0.5, **extra}, per_device_train_batch_size=8)
+    trainer = partial(DistillationTrainer, alpha=0.7, temperature=3.0, hidden_weight=0.5, **extra)
+    found = gradients(student, train, tmp_path, trainer, per_device_train_batch_size=8)
     by_hand = copy.deepcopy(student).train()
     batch = train.collate([train[row] for row in range(8)])
     states = by_hand.encode(batch["input_ids"], batch["attention_mask"])[0]
@@ -191,8 +257,30 @@ def test_trainers_gradient_includes_that_of_the_loss_on_hidden_states(taught, al
     assert teacher.bottleneck.values.grad is None
 
 
-def test_kept_teacher_states_are_the_live_ones_in_the_order_of_the_rows(taught, pretrained, tmp_path):
-    train = copy.copy(taught[0])
+def test_the_teachers_bottleneck_stays_where_it_is(aligned, taught, tmp_path, monkeypatch):
+    train, teacher = aligned
+    moved, to = [], DiscreteKeyValueBottleneck.to
+
+    def record(self, *args, **kwargs):
+        moved.append((self, *args))
+        return to(self, *args, **kwargs)
+
+    monkeypatch.setattr(DiscreteKeyValueBottleneck, "to", record)
+    args = arguments(tmp_path)
+    trainer = DistillationTrainer(
+        model=taught[2], args=args, train_dataset=train, hidden_weight=1.0, bottleneck=teacher.bottleneck
+    )
+    assert trainer.bottleneck is not teacher.bottleneck
+    # a copy went to the device of training, and nothing else went anywhere
+    assert [(module is trainer.bottleneck, device) for module, device in moved] == [(True, args.device)]
+    assert fingerprint(trainer.bottleneck) == fingerprint(teacher.bottleneck)
+    assert trainer.bottleneck.keys.data_ptr() != teacher.bottleneck.keys.data_ptr()
+
+
+def test_kept_teacher_states_are_the_live_ones_in_the_order_of_the_rows(
+    small_splits, small, tokenizer, pretrained, tmp_path
+):
+    train, held_out = small
     path = tmp_path / "states.safetensors"
     kept = cached_states(pretrained, train, path)
     assert torch.equal(kept, predict_states(pretrained, train))
@@ -200,11 +288,12 @@ def test_kept_teacher_states_are_the_live_ones_in_the_order_of_the_rows(taught, 
     assert kept.dtype == torch.float16
     assert (train.lengths[1:] < train.lengths[:-1]).any()  # rows do not stand in the order of their lengths
     written = path.stat().st_mtime_ns
-    train.attach(train.teacher_logits, cached_states(pretrained, train, path))
+    again = cached_states(pretrained, train, path)
     assert path.stat().st_mtime_ns == written
-    with pytest.raises(ValueError, match="another rows: delete it"):
-        cached_states(pretrained, taught[1], path)
-    batch = train.collate([train[row] for row in (11, 3, 40)])
+    with pytest.raises(ValueError, match="different rows: delete it"):
+        cached_states(pretrained, held_out, path)
+    taught = CustomDataset(small_splits[0], tokenizer, "mrpc", teacher_states=again)
+    batch = taught.collate([taught[row] for row in (11, 3, 40)])
     with torch.inference_mode():
         live = pretrained.bert(**{name: batch[name] for name in MODEL_INPUTS}).last_hidden_state
     live = live[batch["attention_mask"].bool()]
@@ -212,7 +301,7 @@ def test_kept_teacher_states_are_the_live_ones_in_the_order_of_the_rows(taught, 
     torch.testing.assert_close(batch["teacher_states"].float(), live, atol=2e-5, rtol=2**-10)
 
 
-def test_key_indices_are_those_of_the_rows_whatever_else_is_attached(aligned, taught):
+def test_key_indices_are_those_of_the_rows_whatever_else_comes_with_them(aligned, taught):
     train, teacher = aligned
     indexed, without = KeyIndexDataset(teacher, train), KeyIndexDataset(teacher, taught[0])
     assert torch.equal(indexed.key_indices, without.key_indices)
@@ -235,6 +324,6 @@ def test_alignment_makes_a_student_fire_its_teachers_keys(aligned, taught, tmp_p
             bottleneck=teacher.bottleneck,
         ).train()
         agreement[name] = key_agreement(teacher, model.carry_keys(teacher), held_out)[0].mean()
-    # 46 % before any training; after it 43 % without alignment, 55 % with: half of the difference is asked for
-    assert agreement["aligned"] > agreement["none"] + 0.06
-    assert agreement["aligned"] > agreement["start"] + 0.04
+    # 44 % before any training; after it 39 % without alignment, 48 % with: half of the difference is asked for
+    assert agreement["aligned"] > agreement["none"] + 0.045
+    assert agreement["aligned"] > agreement["start"] + 0.02

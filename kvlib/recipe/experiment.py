@@ -192,10 +192,12 @@ class Experiment:
                 "or on more rows"
             )
 
-    def key_options(self) -> dict[str, int]:
-        """Return the shape of the bottleneck and the seed for its keys, as `discretize` takes them."""
+    def key_options(self, of_teacher: bool = False) -> dict[str, int]:
+        """Return the shape of a student's or the teacher's bottleneck and the seed for its keys."""
         p = self.profile
-        return {"num_codebooks": p.num_codebooks, "codebook_size": p.codebook_size, "seed": self.seed}
+        # keys that start at the same tokens would have the same numbers in teacher and student
+        seed = self.seed + 1_000_003 if of_teacher else self.seed
+        return {"num_codebooks": p.num_codebooks, "codebook_size": p.codebook_size, "seed": seed}
 
     def _logits_of(self, teacher: PreTrainedModel) -> Tensor:
         with self.precision():
@@ -242,7 +244,7 @@ class Experiment:
             "parents": parents,
             "settings": self._settings(stage),
             "loss": self._loss_options(stage),
-            "keys": self.key_options() if stage.trains_on == "key indices" else None,
+            "keys": self.key_options(stage.role == "teacher") if stage.trains_on == "key indices" else None,
             "train": self.train.fingerprint,
             "held_out": self.held_out.fingerprint,
             "versions": {name: version(name) for name in ("torch", "transformers")},
@@ -380,7 +382,7 @@ def _discretised_pretrained_student(
 def _discretised_teacher(
     experiment: Experiment, source: BERTbase, _: PreTrainedModel | None = None
 ) -> BERTwithBottleNeck:
-    return BERTwithBottleNeck.from_teacher(source, experiment.train, **experiment.key_options())
+    return BERTwithBottleNeck.from_teacher(source, experiment.train, **experiment.key_options(of_teacher=True))
 
 
 def _with_carried_keys(
