@@ -27,7 +27,7 @@ BERT, DISTILBERT, GLUE = REVISIONS
 # a repository that nobody pinned, served as main; its weights are pickled only
 PICKLED = "someone/pickled"
 UNPINNED_COMMIT = "1" * 40
-ROWS = 240
+ROWS = 120
 
 
 @dataclass

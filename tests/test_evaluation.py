@@ -127,7 +127,9 @@ def test_key_agreement_counts_equal_keys_a_codebook(pretrained, plain, small):
 
     # another encoder behind the same keys agrees less than fully, but more than behind keys of its own
     carried = key_agreement(teacher, plain.carry_keys(teacher), held_out)[0].mean()
-    own = key_agreement(teacher, plain.discretize(train, num_codebooks=16, codebook_size=8), held_out)[0].mean()
+    # of another seed: keys that start at the same tokens would have the same numbers
+    keys = {"num_codebooks": 16, "codebook_size": 8, "seed": 1}
+    own = key_agreement(teacher, plain.discretize(train, **keys), held_out)[0].mean()
     assert own < 0.25  # chance is one in 8 for keys hit alike
     assert own + 0.05 < carried < 1
 

@@ -1,8 +1,7 @@
 """The base profile, its models and its data, through the real client libraries against a hub of our own."""
 
 import json
-import os
-import subprocess
+import shutil
 import sys
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -10,25 +9,32 @@ from urllib.request import urlopen
 import pytest
 import torch
 from hub_server import BERT, DISTILBERT, GLUE, PICKLED, ROWS, Hub, build
+from processes import finish
 from safetensors.torch import load_file
 
 from kvlib import TASKS, BERTbase, DistilBERTwithBottleNeck, load_glue, load_tokenizer
 from kvlib.pretrained import REVISIONS
-from kvlib.recipe import PROFILES
-from kvlib.recipe import SYSTEMS
+from kvlib.recipe import PROFILES, SYSTEMS
 
 # nothing listens on the discard port
 DOWN = "http://127.0.0.1:9"
 SENTENCES = ("The wagon was repaired.", "Un café, naïvely!")
 
+# learning rates under which random weights learn, and keys for few rows
 LOAD_ALL = f"""
-import json, sys
+import json, sys, time
+from dataclasses import replace
 from pathlib import Path
 from safetensors.torch import save_file
-from kvlib import BERTbase, DistilBERTwithBottleNeck, get_profile, load_glue, load_tokenizer
+from kvlib import PROFILES, BERTbase, DistilBERTwithBottleNeck, get_profile, load_glue, load_tokenizer
 from kvlib.pretrained import resolve_checkpoint
+from kvlib.recipe.command_line import main
 
-profile, folder = get_profile(), Path(sys.argv[1])
+PROFILES["base"] = profile = replace(
+    get_profile(), teacher_learning_rate=2e-3, teacher_epochs=5, student_learning_rate=2e-3, batch_size=16,
+    bottleneck_epochs=3, codebook_size=16,
+)
+folder = Path(sys.argv[1])
 folder.mkdir()
 data = load_glue("mnli", profile.source)
 teacher = BERTbase.for_task("mnli", profile.teacher_checkpoint, profile.teacher_pooling)
@@ -48,40 +54,36 @@ found = {{
 (folder / "found.json").write_text(json.dumps(found))
 """
 
-# the command line; learning rates under which random weights learn, and keys for few rows
 DISTIL = """
-import sys
-from dataclasses import replace
-from kvlib.recipe.command_line import main
-from kvlib.recipe import PROFILES
-
-PROFILES["base"] = replace(
-    PROFILES["base"], teacher_learning_rate=2e-3, teacher_epochs=5, student_learning_rate=2e-3, codebook_size=16
-)
-sys.exit(main())
+sys.exit(main(["distil", "--task", "rte", "--runs", str(folder / "runs"), "--output", str(folder / "out")]))
 """
 
-# the command line several times, one a line of standard input; the client waits 23 s between its attempts
+# the client waits 23 s between its attempts
 WITHOUT_WAITING = """
-import sys, time
+import time
 time.sleep = lambda seconds: None
-from kvlib.recipe.command_line import main
+"""
 
-for line in sys.stdin:
+# the command line twice, with nothing left of the cache that the process began with
+WITHOUT_CACHE = """
+import os, shutil
+shutil.rmtree(os.environ["HF_HOME"])
+resolve_checkpoint.cache_clear()
+print("without cache:", file=sys.stderr)
+for arguments in (["--source", "hub"], ["--source", "mini"]):
     try:
-        main(line.split())
+        main(["distil", "--task", "rte", *arguments])
     except SystemExit as end:
         print(end.code)
 """
 
 
-def python(script, *arguments, endpoint, home, typed=None):
+def load_all(folder, script, endpoint, home):
     """Run a script in a process of its own: the clients read their settings when they are imported."""
     settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "KVLIB_PROFILE": "base"}
-    return subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        input=typed, capture_output=True, text=True, env=os.environ | settings,
-    )  # fmt: skip
+    code, out, errors = finish([sys.executable, "-c", script, folder], settings)
+    assert code == 0, errors
+    return json.loads((folder / "found.json").read_text()), out, errors
 
 
 @pytest.fixture(scope="module")
@@ -92,12 +94,19 @@ def hub(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(hub, tmp_path_factory):
-    """What a process with the base profile loaded from the hub, the cache that it filled, and its requests."""
+    """What a process with the base profile loaded from the hub, and its requests; its cache is in `home`."""
     folder = tmp_path_factory.mktemp("loaded")
     before = len(hub.requests)
-    run = python(LOAD_ALL, folder / "found", endpoint=hub.url, home=folder / "home")
-    assert run.returncode == 0, run.stderr
-    return folder, json.loads((folder / "found" / "found.json").read_text()), hub.requests[before:]
+    found, _, _ = load_all(folder / "found", LOAD_ALL + DISTIL, hub.url, folder / "home")
+    return folder, found, hub.requests[before:]
+
+
+@pytest.fixture(scope="module")
+def down(loaded):
+    """The same with the filled cache, and then without it, while nothing answers at the hub's address."""
+    folder, *_ = loaded
+    home = shutil.copytree(folder / "home", folder / "filled", symlinks=True)
+    return load_all(folder / "again", WITHOUT_WAITING + LOAD_ALL + WITHOUT_CACHE, DOWN, home)
 
 
 def test_profile_loads_what_is_pinned():
@@ -173,7 +182,8 @@ def test_only_pinned_files_that_hold_no_code_are_downloaded(hub, loaded):
     # what was not there is not counted: datasets looks for a glue.py, to refuse repositories that have one
     given = {path.split("?")[0] for path, status in asked if status < 300}
     files = {path.partition("/resolve/")[2].partition("/")[2] for path in given if "/resolve/" in path}
-    parquet = {f"mnli/{split}-00000-of-00001.parquet" for split in loaded[1]["rows"]}
+    tasks = {"mnli": loaded[1]["rows"], "rte": ("train", "validation", "test")}
+    parquet = {f"{task}/{split}-00000-of-00001.parquet" for task, splits in tasks.items() for split in splits}
     models = {"config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"}
     assert files == {"README.md"} | parquet | models
     # they were there to be had
@@ -183,7 +193,7 @@ def test_only_pinned_files_that_hold_no_code_are_downloaded(hub, loaded):
 
 
 def test_pickled_weights_are_refused(hub, loaded, pretrained, tmp_path):
-    assert f"{PICKLED} on the hub lacks a file, expected" in loaded[1]["refused"]
+    assert f"{PICKLED} on the hub lacks model.safetensors, expected" in loaded[1]["refused"]
     assert "model.safetensors (pickled weights may run code and are never loaded)" in loaded[1]["refused"]
     assert not [path for _, path, _ in hub.requests if path.endswith(".bin")]
     # a folder of one's own
@@ -202,40 +212,30 @@ def test_a_name_that_is_neither_folder_nor_model_is_refused():
         load_tokenizer("no/such/folder")
 
 
-def test_filled_cache_serves_when_the_hub_is_down(loaded):
+def test_filled_cache_serves_when_the_hub_is_down(loaded, down):
     folder, found, _ = loaded
-    script = "import time; time.sleep = lambda seconds: None\n" + LOAD_ALL
-    run = python(script, folder / "again", endpoint=DOWN, home=folder / "home")
-    assert run.returncode == 0, run.stderr
-    again = json.loads((folder / "again" / "found.json").read_text())
-    assert "KVLIB_PROFILE=quick, which needs no hub" in again.pop("refused")
-    assert again == {name: value for name, value in found.items() if name != "refused"}
+    assert down[0] == found
     for name in ("teacher", "student"):
         first, second = (load_file(folder / run / f"{name}.safetensors") for run in ("found", "again"))
         assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_hub_down_ends_with_one_line_the_ways_out_and_code_2(tmp_path):
-    calls = ["distil --task rte", "distil --task rte --source mini"]
-    run = python(WITHOUT_WAITING, endpoint=DOWN, home=tmp_path, typed="\n".join(calls))
-    assert run.stdout.split() == ["2", "2"], run.stderr
-    data, models = run.stderr.splitlines()
+def test_hub_down_ends_with_one_line_the_ways_out_and_code_2(down):
+    _, codes, errors = down
+    assert codes.split() == ["2", "2"], errors
+    data, models = errors.partition("without cache:\n")[2].splitlines()
     assert "cannot load nyu-mll/glue (rte) from the hub" in data
     assert "source='mini'" in data and "source=FOLDER" in data
     assert f"{BERT!r} is no folder, and cannot be loaded from the hub" in models
     assert "set HF_HOME to that cache, or use KVLIB_PROFILE=quick" in models
 
 
-def test_whole_recipe_from_the_hub(hub, tmp_path):
-    run = python(
-        DISTIL, "distil", "--task", "rte", "--runs", tmp_path / "runs", "--output", tmp_path / "out",
-        endpoint=hub.url, home=tmp_path / "home",
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+def test_whole_recipe_from_the_hub(loaded):
+    folder = loaded[0] / "found"
+    metrics = json.loads((folder / "out" / "metrics.json").read_text())
     assert (metrics["profile"], metrics["source"]) == ("base", "hub")
     assert metrics["rows"] == {"train": ROWS, "validation": ROWS}
     assert {"majority", "teacher", "bottleneck"} <= set(metrics["scores"]) <= set(SYSTEMS)
     assert metrics["scores"]["teacher"]["accuracy"] > 0.9
-    student = DistilBERTwithBottleNeck.from_pretrained(tmp_path / "out" / "student")
+    student = DistilBERTwithBottleNeck.from_pretrained(folder / "out" / "student")
     assert (student.config.num_codebooks, student.config.dim) == (64, 64)
