@@ -78,15 +78,33 @@ def nearest_keys(vectors: Tensor, keys: Tensor) -> Tensor:
             # far from the origin squares are large and their small differences are lost: centre on the keys
             centre = keys[book].mean(0)
             centred = keys[book] - centre
-            table = torch.cat([-centred, centred.square().sum(1, keepdim=True) / 2], dim=1)
-            table = F.pad(table, (0, 0, 0, width - K))  # (width, d + 1)
+            half = centred.square().sum(1, keepdim=True) / 2
+            table = F.pad(torch.cat([-centred, half], dim=1), (0, 0, 0, width - K))  # (width, d + 1)
             table[K:, -1] = torch.inf
             for part, result in zip(vectors[:, book].split(rows), found[:, book].split(rows), strict=True):
                 # |x - k|²/2 without |x|²/2, which is the same for all keys, as one product
                 queries = F.pad(part - centre, (0, 1), value=1.0).T  # (d + 1, n)
-                scores = torch.mm(table, queries, out=memory[: width * len(part)].view(width, len(part)))
+                scores = torch.mm(table, queries, out=memory[: width * len(part)].view(width, -1))
                 blocks = scores.view(width // _BLOCK, _BLOCK, len(part))
-                block = blocks.amin(1).argmin(0)  # (n,) the first of equal ones
-                inside = blocks[block, :, torch.arange(len(part), device=block.device)].argmin(1)
-                result.copy_(block * _BLOCK + inside)
+                least = blocks.amin(1)  # (width / _BLOCK, n)
+                block = least.argmin(0)
+                near = blocks[block, :, torch.arange(len(part), device=block.device)]  # (n, _BLOCK)
+                result.copy_(block * _BLOCK + near.argmin(1))
+                _take_first_of_equal(result, keys[book], half, queries, least, near)
     return found
+
+
+def _take_first_of_equal(
+    chosen: Tensor, keys: Tensor, half: Tensor, queries: Tensor, least: Tensor, near: Tensor
+) -> None:
+    """Put the lowest index of an equal key in place of each chosen one.
+
+    The scores of equal keys can differ by their rounding, since a product may add up one part of a matrix in
+    another order than the next. So keys are compared where a second score is that near.
+    """
+    rounding = 2 * len(queries) * torch.finfo(keys.dtype).eps * (queries.square().sum(0) + 2 * half[chosen, 0])
+    limit = least.amin(0) + rounding  # (n,)
+    several = (least <= limit).sum(0) + (near <= limit.unsqueeze(1)).sum(1) > 2
+    if several.any():
+        equal = (keys == keys[chosen[several]].unsqueeze(1)).all(-1)  # (m, K)
+        chosen[several] = equal.byte().argmax(1)

@@ -13,9 +13,9 @@ from processes import finish, linux_only
 from shared_stages import shared_recipe, small_minilm
 from small_data import easy_rows
 from torch.overrides import TorchFunctionMode
-from transformers import BertModel, DistilBertModel, PreTrainedModel
+from transformers import BertModel, DistilBertModel, PreTrainedModel, TrainingArguments
 
-from kvlib import BERTbase, BERTwithBottleNeck, DistilBERTwithBottleNeck
+from kvlib import BERTbase, BERTwithBottleNeck, DistilBERTwithBottleNeck, DistillationTrainer
 from kvlib.machine import announce, describe, device, peak_memory_mb
 from kvlib.recipe import COMPARED, STAGES
 from kvlib.recipe.submission import write_submission
@@ -92,6 +92,24 @@ def test_a_submission_is_predicted_on_the_device(recipe, gpu, called, tmp_path):
     called.clear()
     write_submission(tmp_path / "student", experiment.data, "sst2", tmp_path / "out")
     assert called == {model: {GPU} for model in (DistilBertModel, DistilBERTwithBottleNeck)}
+
+
+def test_training_takes_a_copy_of_the_teachers_keys_to_the_device(recipe, tmp_path):
+    elsewhere = torch.device("meta")
+
+    class Elsewhere(TrainingArguments):
+        @property
+        def device(self):
+            # the processes are set up on the way
+            return elsewhere if super().device else None
+
+    experiment = recipe.experiment()
+    teacher, student = experiment.model("teacher-bottleneck"), experiment.start("aligned")
+    settings = Elsewhere(str(tmp_path), report_to="none", use_cpu=True)
+    trainer = DistillationTrainer(student, settings, alpha=0.0, bottleneck=teacher.bottleneck)
+    assert student.device == trainer.bottleneck.keys.device == elsewhere
+    # the next stage carries them from here
+    assert {tensor.device for tensor in teacher.state_dict().values()} == {CPU}
 
 
 def test_autocast_is_that_of_the_device(recipe, gpu):
@@ -192,9 +210,9 @@ def test_whole_recipe_on_a_gpu(tmp_path):
     }
     # other tests see no GPU
     environment["CUDA_VISIBLE_DEVICES"] = "0"
-    command = f"distil --task sst2 --system all --source {source} --runs {tmp_path / 'runs'}"
-    script = Path(__file__).with_name("shared_stages.py")
-    code, out, err = finish([sys.executable, script, *command.split(), "--output", tmp_path / "out"], environment)
+    command = [sys.executable, Path(__file__).with_name("shared_stages.py"), "distil", "--task", "sst2"]
+    command += ["--system", "all", "--source", source, "--runs", tmp_path / "runs", "--output", tmp_path / "out"]
+    code, out, err = finish(command, environment)
     assert code == 0, err
     assert "cores" not in out.splitlines()[-1], "the machine's last line names a processor, not the GPU"
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"metrics.json", *COMPARED}

@@ -6,7 +6,7 @@ import shutil
 import sys
 import tomllib
 import zipfile
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import distributions, packages_distributions, version
 from pathlib import Path
 
 import pytest
@@ -53,8 +53,9 @@ def wheel(tmp_path_factory):
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder / "source")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--no-deps", "--wheel-dir", folder]
-    at_hand = [] if f"setuptools=={version('setuptools')}" != BUILD_TOOL else ["--no-build-isolation"]
-    code, out, err = finish([*pip, *at_hand, folder / "source"])
+    if BUILD_TOOL in {f"{one.name}=={one.version}" for one in distributions()}:
+        pip.append("--no-build-isolation")
+    code, out, err = finish([*pip, folder / "source"])
     if code and "No matching distribution found for setuptools" in err:
         pytest.skip(f"{BUILD_TOOL} is neither here nor can it be fetched")
     assert code == 0, out + err

@@ -125,10 +125,10 @@ class TrainedError(Exception):
 
 @pytest.fixture
 def no_training(monkeypatch):
-    """Training raises `TrainedError`."""
+    """Training raises `TrainedError`, with the folder of its checkpoints."""
 
-    def refuse(*_, **__):
-        raise TrainedError
+    def refuse(model, train, held_out, output_dir, **_):
+        raise TrainedError(output_dir)
 
     monkeypatch.setattr("kvlib.recipe.experiment.fine_tune", refuse)
 
@@ -137,17 +137,15 @@ def test_a_stage_made_from_something_else_ends_a_real_process_with_one_line_and_
     recipe, no_training, tmp_path
 ):
     command = ["distil", "--task", "sst2", "--source", recipe.source, "--runs", tmp_path]
-    with pytest.raises(TrainedError):
+    with pytest.raises(TrainedError) as begun:
         main([str(word) for word in command])
-    # now the lock says where the teacher of these rows would lie
-    (lock,) = tmp_path.iterdir()
-    lock.with_suffix("").mkdir()
-    (lock.with_suffix("") / "record.json").write_text('{"made_from": {}}')
+    # where the teacher of these rows will lie
+    folder = begun.value.args[0].parent.with_suffix("")
+    folder.mkdir()
+    (folder / "record.json").write_text('{"made_from": {}}')
     code, printed, errors = finish([sys.executable, "-m", "kvlib", *command])
     assert (code, printed) == (1, "")
-    assert errors.splitlines() == [
-        f"kvlib: {lock.with_suffix('')} was made from something else than its name says: delete it"
-    ]
+    assert errors.splitlines() == [f"kvlib: {folder} was made from something else than its name says: delete it"]
 
 
 def test_a_stage_is_named_by_the_weights_of_its_checkpoint_and_not_by_their_path(
@@ -183,8 +181,8 @@ def test_stages_of_another_format_are_trained_anew_and_one_line_says_so(
 def test_a_teacher_no_better_than_the_majority_is_refused(two_layers, tmp_path, monkeypatch, capsys):
     source, profile = write_rows(tmp_path / "glue", "sst2", 40, label=1), tiny_profile(two_layers)
     monkeypatch.setitem(PROFILES, "tiny", profile)
-    command = f"distil --task sst2 --profile tiny --source {source} --runs {tmp_path / 'runs'}"
-    assert main(command.split()) == 1
+    command = ["distil", "--task", "sst2", "--profile", "tiny", "--source", source, "--runs", tmp_path / "runs"]
+    assert main([str(word) for word in command]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "a student would learn noise" in line
     # read from disk, it is refused again

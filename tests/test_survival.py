@@ -210,8 +210,8 @@ def test_command_line_ends_with_one_line(easy, tmp_path, monkeypatch, capsys):
     source, checkpoint = easy
     monkeypatch.setitem(PROFILES, "tiny", tiny_profile(checkpoint, max_length=16))
     with files_of_at_most(10 * 2**20):
-        command = f"distil --task sst2 --profile tiny --source {source} --runs {tmp_path}"
-        assert main(command.split()) == 1
+        command = ["distil", "--task", "sst2", "--profile", "tiny", "--source", source, "--runs", tmp_path]
+        assert main([str(word) for word in command]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"kvlib: cannot write {tmp_path}/sst2-teacher-")
     assert "Make room" in line
