@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kvlib.search import SCORES, full_precision, nearest_keys, require_finite
+from kvlib.search import SCORES, first_of_equal, full_precision, nearest_keys, require_finite
 
 # a key with fewer than this share of the average number of hits is dead and gets replaced
 _DEAD_SHARE = 0.03
@@ -244,7 +244,7 @@ class DiscreteKeyValueBottleneck(nn.Module):
         """
         self._require_not_frozen()
         sample = _sample_stream(batches, len(self.mean), max_vectors, seed).to(self.keys.device)
-        distinct = _first_of_equal(sample)
+        distinct = first_of_equal(sample).unique()
         if self.codebook_size > len(distinct) / 4:
             warnings.warn(
                 f"{self.codebook_size} keys a codebook are many for {len(distinct)} distinct vectors: most keys "
@@ -418,18 +418,6 @@ def _real_vectors(batch: Tensor | tuple[Tensor, Tensor], dim: int, number: int) 
     vectors = vectors.detach()[mask.bool().to(vectors.device)].float().cpu()
     require_finite(vectors, f"batch {number}")
     return vectors
-
-
-def _first_of_equal(sample: Tensor) -> Tensor:
-    """Return the rows, in their order, that equal no row before them."""
-    weights = torch.rand(sample.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    # equal rows have equal sums, others as good as never
-    sums = torch.cat([(part.double() * weights.to(part.device)).sum(1) for part in sample.split(8192)])
-    _, group = sums.unique(return_inverse=True)
-    first = torch.full_like(group, len(group)).scatter_reduce(
-        0, group, torch.arange(len(group), device=group.device), "amin"
-    )
-    return first[: int(group.max()) + 1].sort().values
 
 
 def _standard_deviation(sample: Tensor) -> Tensor:

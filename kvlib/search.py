@@ -106,5 +106,14 @@ def _take_first_of_equal(
     limit = least.amin(0) + rounding  # (n,)
     several = (least <= limit).sum(0) + (near <= limit.unsqueeze(1)).sum(1) > 2
     if several.any():
-        equal = (keys == keys[chosen[several]].unsqueeze(1)).all(-1)  # (m, K)
-        chosen[several] = equal.byte().argmax(1)
+        chosen.copy_(first_of_equal(keys)[chosen])
+
+
+def first_of_equal(rows: Tensor) -> Tensor:
+    """Return for each row of ``(K, d)`` the index of the first that equals it: ``(K,)``, int64."""
+    weights = torch.rand(rows.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    # equal rows have equal sums, others as good as never
+    parts = (part.contiguous().double() * weights.to(part.device) for part in rows.split(8192))
+    _, group = torch.cat([part.sum(1) for part in parts]).unique(return_inverse=True)
+    indices = torch.arange(len(rows), device=rows.device)
+    return torch.full_like(indices, len(rows)).scatter_reduce(0, group, indices, "amin")[group]

@@ -70,6 +70,7 @@ for size in (256, 16384):
     bottleneck, hidden_states = build(2, size, 24, 2048)
     vectors = bottleneck.split(hidden_states)
     measure(f"{size} keys", lambda: [nearest_keys(vectors, bottleneck.keys)])
+measure("all equal", lambda: [nearest_keys(torch.randn(2048, 1, 384), torch.full((1, 4096, 384), 0.5))])
 for tokens in (8192, 65536):
     measure(f"{tokens} tokens", quantize, *build(8, 64, 768, tokens))
 for codebooks in (64, 768):
@@ -117,6 +118,11 @@ def test_quantize_at_full_size_needs_less_than_256_mib(extra):
 def test_forward_and_backward_at_full_size_need_less_than_512_mib(extra):
     assert_below(extra["step"], 512)
     assert extra["step"] > MIB
+
+
+def test_ties_of_all_keys_need_no_more_than_the_bound(extra):
+    # to compare each vector's key with all keys at once would take 800 MiB
+    assert_below(extra["all equal"], 256)
 
 
 def test_one_token_for_many_codebooks_needs_no_copy_of_all_keys(extra):
