@@ -1,4 +1,6 @@
+import copy
 import re
+import shutil
 
 import pytest
 import torch
@@ -277,3 +279,20 @@ def test_shell_refuses_before_it_starts(students, tmp_path, capsys):
         assert message in printed
         assert len(printed.splitlines()) == 1
     assert not out.exists()
+
+
+def test_texts_are_read_as_far_as_in_training(students, source, tokenizer, tmp_path):
+    student, rows = tmp_path / "student", load_glue("stsb", source)
+    shutil.copytree(students / "stsb" / "student", student)
+    short = copy.deepcopy(tokenizer)
+    short.model_max_length = 8
+    short.save_pretrained(student)
+    write_submission(student, rows, "stsb", tmp_path)
+    model, test = DistilBERTwithBottleNeck.from_pretrained(student).eval(), rows["test"].sort("idx")
+    expected = [
+        predictions(predict_logits(model, CustomDataset(test, tokenizer, "stsb", length)), "stsb")
+        for length in (8, 128)
+    ]
+    assert expected[0] != expected[1]
+    found = [line.split("\t")[1] for line in (tmp_path / "STS-B.tsv").read_text().splitlines()[1:]]
+    assert found == expected[0]

@@ -156,8 +156,7 @@ def run_submit(arguments: argparse.Namespace) -> int:
     """Write the submission files of the tasks in ``arguments.ready``, then say which the zip still lacks."""
     for task, data in arguments.ready.items():
         student = Path(arguments.students) / task / "student"
-        max_length = get_profile(arguments.profile).max_length
-        for file, rows in write_submission(student, data, task, arguments.output, max_length).items():
+        for file, rows in write_submission(student, data, task, arguments.output).items():
             official = OFFICIAL_ROWS[file]
             note = "" if rows == official else f", but the official test split has {official}: not for the server"
             print(f"{Path(arguments.output) / file}: {rows} rows{note}", flush=True)

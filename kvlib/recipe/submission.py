@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from kvlib.cache import write_aside
 from kvlib.data import TASKS, CustomDataset, get_task, load_glue
+from kvlib.explore import longest_input
 from kvlib.machine import device
 from kvlib.teacher import label_config, predict_logits
 
@@ -131,10 +132,10 @@ def check_submission(students: str | Path, source: str | Path | None = None) -> 
     return {task: check_test_splits(load_glue(task, source), task) for task in found}
 
 
-def write_submission(
-    student: str | Path, data: DatasetDict, task: str, folder: str | Path, max_length: int = 128
-) -> dict[str, int]:
+def write_submission(student: str | Path, data: DatasetDict, task: str, folder: str | Path) -> dict[str, int]:
     """Predict the test split of one task and write its submission file; two files for MNLI.
+
+    Texts are read as far as in training, which the student's tokenizer was saved with.
 
     Parameters
     ----------
@@ -142,8 +143,8 @@ def write_submission(
         As in `check_student`.
     data : datasets.DatasetDict
         As `load_glue` gives it; its test splits are predicted.
-    task, max_length : str, int
-        One of the eight GLUE names, and the longest sequence in tokens, as in training.
+    task : str
+        One of the eight GLUE names.
     folder : str or pathlib.Path
         Where the files go; one of the same name is replaced.
 
@@ -159,7 +160,7 @@ def write_submission(
     tokenizer = AutoTokenizer.from_pretrained(student)
     texts = {}
     for name, split in splits.items():
-        logits = predict_logits(model, CustomDataset(split, tokenizer, task, max_length))
+        logits = predict_logits(model, CustomDataset(split, tokenizer, task, longest_input(model, tokenizer)))
         lines = [f"{index}\t{prediction}\n" for index, prediction in enumerate(predictions(logits, task))]
         texts[FILES[task][name]] = "".join(["index\tprediction\n", *lines])
     for file, text in texts.items():
