@@ -42,29 +42,13 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 @torch.no_grad()
 def nearest_keys(vectors: Tensor, keys: Tensor) -> Tensor:
-    """Find the nearest key of every codebook by squared Euclidean distance.
+    """Find the nearest key of every codebook: ``(N, C, d)`` and ``(C, K, d)`` to indices ``(N, C)``, int64.
 
-    Of equal keys the lowest index wins. Otherwise the squared distance to the key that is found exceeds the
-    smallest one by no more than a relative 1e-4 and the rounding of a product of centred vectors: 8 machine
-    epsilons of the squared lengths of vector and key, centred on the keys. Memory beyond inputs and result does
-    not grow with N, C or K.
-
-    Parameters
-    ----------
-    vectors : torch.Tensor
-        Shape ``(N, C, d)``: N vectors, C codebooks; float32 or float64.
-    keys : torch.Tensor
-        Shape ``(C, K, d)``, same dtype.
-
-    Returns
-    -------
-    torch.Tensor
-        Key indices, shape ``(N, C)``, int64.
-
-    Raises
-    ------
-    ValueError
-        If a number is NaN or infinite.
+    Near is a small squared Euclidean distance; vectors and keys are both float32 or both float64. Of equal keys
+    the lowest index wins. Otherwise the squared distance to the key that is found exceeds the smallest one by no
+    more than a relative 1e-4 and the rounding of a product of centred vectors: 8 machine epsilons of the squared
+    lengths of vector and key, centred on the keys. Memory beyond inputs and result does not grow with N, C or K.
+    Raises ValueError if a number is NaN or infinite.
     """
     require_finite(vectors, "vectors")
     require_finite(keys, "keys")
@@ -90,23 +74,13 @@ def nearest_keys(vectors: Tensor, keys: Tensor) -> Tensor:
                 block = least.argmin(0)
                 near = blocks[block, :, torch.arange(len(part), device=block.device)]  # (n, _BLOCK)
                 result.copy_(block * _BLOCK + near.argmin(1))
-                _take_first_of_equal(result, keys[book], half, queries, least, near)
+                # a product may add up one part of a matrix in another order than the next, so that scores of equal
+                # keys differ by their rounding: where a second score is that near, compare keys
+                lengths = queries.square().sum(0) + 2 * half[result, 0]
+                limit = least.amin(0) + 2 * len(queries) * torch.finfo(keys.dtype).eps * lengths  # (n,)
+                if ((least <= limit).sum(0) + (near <= limit.unsqueeze(1)).sum(1) > 2).any():
+                    result.copy_(first_of_equal(keys[book])[result])
     return found
-
-
-def _take_first_of_equal(
-    chosen: Tensor, keys: Tensor, half: Tensor, queries: Tensor, least: Tensor, near: Tensor
-) -> None:
-    """Put the lowest index of an equal key in place of each chosen one.
-
-    The scores of equal keys can differ by their rounding, since a product may add up one part of a matrix in
-    another order than the next. So keys are compared where a second score is that near.
-    """
-    rounding = 2 * len(queries) * torch.finfo(keys.dtype).eps * (queries.square().sum(0) + 2 * half[chosen, 0])
-    limit = least.amin(0) + rounding  # (n,)
-    several = (least <= limit).sum(0) + (near <= limit.unsqueeze(1)).sum(1) > 2
-    if several.any():
-        chosen.copy_(first_of_equal(keys)[chosen])
 
 
 def first_of_equal(rows: Tensor) -> Tensor:
