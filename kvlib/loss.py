@@ -20,25 +20,13 @@ def distillation_loss(
               + (1 - \alpha) \, \mathrm{CE}(p_{student}, y),
               \quad p^{T} = \mathrm{softmax}(z / T)
 
-    Both terms are means over the batch (Hinton, Vinyals & Dean 2015, section 2). With one logit (regression,
-    STS-B) the first is the squared error to the teacher's score, the second that to the label; the temperature has
-    no part.
+    for logits z ``(B, num_labels)`` and labels y ``(B,)``, int64, both terms means over the batch (Hinton, Vinyals
+    & Dean 2015, section 2). A larger T softens both distributions; alpha is the weight of the *teacher's* (soft)
+    loss, while some libraries mean the opposite. The teacher's logits are taken without gradient, and may be None
+    if alpha is 0, as the labels may if it is 1. With one logit (regression, STS-B) labels are scores, the first
+    term is the squared error to the teacher's, the second that to the label, and T has no part.
 
-    Parameters
-    ----------
-    student_logits, teacher_logits : torch.Tensor
-        ``(B, num_labels)``; the teacher's are taken without gradient, and may be None if `alpha` is 0.
-    labels : torch.Tensor, optional
-        ``(B,)``: class numbers (int64), or scores for regression. None only if `alpha` is 1.
-    temperature : float
-        T > 0; larger values soften both distributions.
-    alpha : float
-        Weight of the *teacher's* (soft) loss, from 0 to 1. Some libraries mean the opposite.
-
-    Raises
-    ------
-    ValueError
-        For a temperature or an alpha out of range, shapes that disagree, or a term whose input is missing.
+    Raises ValueError unless T > 0 and alpha is from 0 to 1, if shapes disagree, or if a term's input is missing.
     """
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}, expected a positive number")
@@ -97,29 +85,17 @@ def alignment_loss(
 ) -> Tensor:
     r"""Pull hidden states to where they fire the teacher's keys.
 
-    With s and t the student's and the teacher's vectors as the bottleneck sees them (standardised, then cut or
-    projected), k the keys and j the teacher's key index:
-
     .. math:: L = \frac{1}{d} \lVert s - t \rVert^2
               + w \, \mathrm{CE}\bigl(\mathrm{softmax}_k(-\lVert s - k \rVert^2 / \tau), j\bigr)
 
+    with s and t the student's and the teacher's vectors as the teacher's `bottleneck` sees them (standardised,
+    then cut or projected), k its keys, which are frozen, j the teacher's key index, w `key_weight` and
+    :math:`\tau` `key_temperature`, in squared units of s (standard deviations, if the bottleneck standardises).
     Both terms are means over tokens and codebooks, and both reach the encoder, which nothing behind the argmin
-    does.
+    does. The second takes ``(C, N, K)`` numbers of memory.
 
-    Parameters
-    ----------
-    bottleneck : DiscreteKeyValueBottleneck
-        The teacher's, its keys frozen.
-    student_states, teacher_states : torch.Tensor
-        Last hidden states of the same real tokens, ``(N, dim)``; the teacher's are taken without gradient.
-    key_weight, key_temperature : float
-        w, weight of the cross-entropy on key indices, which takes ``(C, N, K)`` numbers of memory; and
-        :math:`\tau`, in squared units of the bottleneck's vectors (standard deviations, if it standardises).
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ.
+    Both states are last hidden states of the same real tokens, ``(N, dim)``; the teacher's are taken without
+    gradient. Raises ValueError if their shapes differ.
     """
     _same_shape(student_states, teacher_states)
     student, teacher = bottleneck.split(student_states), bottleneck.split(teacher_states.detach())  # (N, C, d)
