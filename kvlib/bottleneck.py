@@ -27,14 +27,13 @@ class DiscreteKeyValueBottleneck(nn.Module):
     the index of its nearest key (its *code*), and the value stored under that index is handed on. Keys are fitted
     on unlabelled hidden states by `init_keys` and never move after `freeze_keys`; values are trained, and a
     gradient reaches only the values that were handed out. None reaches the encoder: the derivative of an argmin is
-    zero. Casting a model to half precision leaves the bottleneck in float32.
+    zero. Casting a model to half precision leaves the bottleneck in float32. Raises ValueError if a size is not
+    positive, or C does not divide `dim` with ``"chunk"``.
 
     Parameters
     ----------
-    dim : int
-        Size of a hidden state.
-    num_codebooks, codebook_size : int
-        C, and K keys a codebook.
+    dim, num_codebooks, codebook_size : int
+        Size of a hidden state, C, and K.
     dim_value : int, optional
         Size of a value; by default that of a key.
     projection : {"chunk", "random"}
@@ -48,21 +47,12 @@ class DiscreteKeyValueBottleneck(nn.Module):
 
     Attributes
     ----------
-    keys : torch.Tensor
-        Buffer, ``(C, K, dim_key)``.
+    keys, counts, mean, std : torch.Tensor
+        Buffers: ``(C, K, dim_key)``; the moving average of the hits a step of each key, ``(C, K)``; ``(dim,)``.
     values : torch.nn.Parameter
         ``(C, K, dim_value)``, zero at the start (section 3 of the ICML paper). Train them without weight
         decay, which shrinks the values that no input selected. AdamW still moves a value that an earlier step
         selected, by its momentum; SGD without momentum moves only what this step selected.
-    counts : torch.Tensor
-        Buffer, ``(C, K)``: moving average of the hits a step of each key.
-    mean, std : torch.Tensor
-        Buffers, ``(dim,)``.
-
-    Raises
-    ------
-    ValueError
-        If a size is not positive, or C does not divide `dim` with ``"chunk"``.
     """
 
     def __init__(
@@ -87,8 +77,8 @@ class DiscreteKeyValueBottleneck(nn.Module):
                 f"projection='chunk' cuts {dim} dimensions into {num_codebooks} equal parts: choose a divisor "
                 f"of {dim} and leave dim_key alone, or use projection='random'"
             )
-        self.projection = projection
-        self.standardize = standardize
+        self.num_codebooks, self.codebook_size = num_codebooks, codebook_size
+        self.projection, self.standardize = projection, standardize
         dim_key = dim_key or max(1, dim // num_codebooks)
         self.register_buffer("keys", torch.zeros(num_codebooks, codebook_size, dim_key))
         self.register_buffer("counts", torch.zeros(num_codebooks, codebook_size))
@@ -118,16 +108,6 @@ class DiscreteKeyValueBottleneck(nn.Module):
 
         return super()._apply(keep_precision, recurse)
 
-    @property
-    def num_codebooks(self) -> int:
-        """C."""
-        return self.keys.shape[0]
-
-    @property
-    def codebook_size(self) -> int:
-        """K."""
-        return self.keys.shape[1]
-
     def split(self, hidden_states: Tensor) -> Tensor:
         """Standardise hidden states ``(N, dim)`` and turn them into one vector a codebook, ``(N, C, dim_key)``."""
         vectors = hidden_states.to(self.keys.dtype)
@@ -142,12 +122,8 @@ class DiscreteKeyValueBottleneck(nn.Module):
     def quantize(self, hidden_states: Tensor) -> Tensor:
         """Find the key indices ``(..., C)``, int64, of hidden states ``(..., dim)``: real tokens, no padding.
 
-        The search is in full precision, whatever their dtype or autocast.
-
-        Raises
-        ------
-        ValueError, RuntimeError
-            If the last dimension is not `dim`, or a number is not finite; if there are no keys yet.
+        The search is in full precision, whatever their dtype or autocast. Raises ValueError if the last dimension
+        is not `dim` or a number is not finite, RuntimeError if there are no keys yet.
         """
         dim = len(self.mean)
         if hidden_states.shape[-1:] != (dim,):
@@ -157,9 +133,8 @@ class DiscreteKeyValueBottleneck(nn.Module):
         flat = hidden_states.reshape(-1, dim)
         found = torch.empty(len(flat), self.num_codebooks, dtype=torch.int64, device=flat.device)
         # in parts: their standardised copies stay small
-        for states, indices in zip(
-            *(all_rows.split(max(1, SCORES // dim)) for all_rows in (flat, found)), strict=True
-        ):
+        rows = max(1, SCORES // dim)
+        for states, indices in zip(flat.split(rows), found.split(rows), strict=True):
             indices.copy_(nearest_keys(self.split(states), self.keys))
         return found.view(*hidden_states.shape[:-1], self.num_codebooks)
 
@@ -171,10 +146,7 @@ class DiscreteKeyValueBottleneck(nn.Module):
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
         """Return values ``(..., C, dim_value)`` and key indices ``(..., C)`` of hidden states ``(..., dim)``.
 
-        Raises
-        ------
-        RuntimeError
-            In training mode before `freeze_keys`: values under keys that still move mean nothing.
+        Raises RuntimeError in training mode before `freeze_keys`: values under keys that still move mean nothing.
         """
         self.require_frozen()
         key_indices = self.quantize(hidden_states)
@@ -210,37 +182,14 @@ class DiscreteKeyValueBottleneck(nn.Module):
     ) -> pd.DataFrame:
         """Fit standardisation and keys on unlabelled hidden states, in one pass over them.
 
-        The pass draws a uniform sample of at most `max_vectors`, so memory does not grow with the data. Which ones
-        depends on their positions in the stream and the seed alone. The keys then follow moving averages
-        (`update_keys`).
+        `batches` yields hidden states ``(..., dim)``, or pairs of them and an attention mask ``(...)``, 0 at
+        padding. The pass draws a uniform sample of at most `max_vectors`, so memory does not grow with the data;
+        which ones depends on their positions in the stream and the seed alone. A key is a mean of
+        `max_vectors` / K vectors: raise it with K. The keys then follow moving averages (`update_keys`), `passes`
+        times over the sample in steps of at most `batch_size` vectors.
 
-        Parameters
-        ----------
-        batches : iterable
-            Of hidden states ``(..., dim)``, or of pairs of them and an attention mask ``(...)``, 0 at padding.
-        passes, batch_size : int
-            Passes of `update_keys` over the sample, and vectors a step, at most.
-        decay : float
-            Decay of the moving averages, 0 to 1.
-        max_vectors : int
-            Size of the sample. A key is a mean of `max_vectors` / K vectors: raise it with K.
-        seed : int
-            Seed for the sample, the first keys, the order of steps and the replacement of dead keys.
-
-        Returns
-        -------
-        pandas.DataFrame
-            What `update_keys` measured, one row a ``step``.
-
-        Raises
-        ------
-        RuntimeError, ValueError
-            If the keys are frozen; if there are no vectors, or one is not finite.
-
-        Warns
-        -----
-        UserWarning
-            If `codebook_size` exceeds a quarter of the distinct vectors.
+        Returns what `update_keys` measured, one row a ``step``. Raises RuntimeError if the keys are frozen,
+        ValueError if there are no vectors or one is not finite; warns if K exceeds a quarter of the distinct ones.
         """
         self._require_not_frozen()
         sample = _sample_stream(batches, len(self.mean), max_vectors, seed).to(self.keys.device)
@@ -272,22 +221,11 @@ class DiscreteKeyValueBottleneck(nn.Module):
         With n the hits of a key in this step and s the sum of those vectors, its count becomes
         ``decay * count + (1 - decay) * n``, its sum ``decay * count * key + (1 - decay) * s``, and the key their
         quotient (van den Oord et al., arXiv 1711.00937, appendix A.1). A dead key is replaced by a random one of
-        `vectors`, and gets an average count with it, or it would be replaced again in the next step.
+        `vectors` ``(N, C, dim_key)``, as `split` gives them, and gets an average count with it, or it would be
+        replaced again in the next step.
 
-        Parameters
-        ----------
-        vectors : torch.Tensor
-            ``(N, C, dim_key)``, as `split` gives them.
-        decay : float
-            Decay of the moving averages, 0 to 1.
-        generator : torch.Generator
-            Chooses the replacements.
-
-        Returns
-        -------
-        dict of str to float
-            Before the move: ``used_fraction`` (share of keys hit), ``perplexity`` (mean over codebooks) and
-            ``quantization_error`` (mean squared distance over the variance of the vectors).
+        Returns, before the move, ``used_fraction`` (share of keys hit), ``perplexity`` (mean over codebooks) and
+        ``quantization_error`` (mean squared distance over the variance of the vectors).
         """
         self._require_not_frozen()
         (C, K, d), N = self.keys.shape, len(vectors)
@@ -320,65 +258,54 @@ class DiscreteKeyValueBottleneck(nn.Module):
     def usage(
         self, key_indices: Tensor, hidden_states: Tensor | None = None, training: Tensor | None = None
     ) -> pd.DataFrame:
-        """Measure how a split uses each codebook (code usage, codebook utilisation).
+        """Measure how a split uses each codebook (code usage, codebook utilisation), one row a ``codebook``.
 
-        Parameters
-        ----------
-        key_indices : torch.Tensor
-            ``(..., C)``; rows of -1 (padding) are left out.
-        hidden_states : torch.Tensor, optional
-            ``(N, dim)``: what the N rows that are no padding were found for, in their order.
-        training : torch.Tensor, optional
-            Key indices of the split that the values were trained on, ``(..., C)``.
+        Key indices are ``(..., C)``; rows of -1 (padding) are left out. `hidden_states` ``(N, dim)`` are what the
+        N others were found for, in order; `training` are those of the split that the values were trained on.
 
-        Returns
-        -------
-        pandas.DataFrame
-            One row a ``codebook``: ``used_fraction`` and ``dead_keys``, the share and number of keys hit and never
-            hit; ``perplexity``, exp of the entropy of the hits (from 1 to K); ``top1_share``, the share of hits of
-            the most used key; ``quantization_error``, the mean squared distance to the key over the variance of
-            the vectors (NaN without `hidden_states`); ``unseen_share``, the share of hits on keys that `training`
-            never hits, whose values are still zero (NaN without it).
+        ``used_fraction`` and ``dead_keys`` are the share and number of keys hit and never hit, ``perplexity`` exp
+        of the entropy of the hits (from 1 to K), ``top1_share`` the share of hits of the most used key,
+        ``quantization_error`` the mean squared distance to the key over the variance of the vectors (NaN without
+        `hidden_states`), ``unseen_share`` the share of hits on keys that `training` never hits, whose values are
+        still zero (NaN without it).
         """
         hits = self.hits(key_indices)
         share = hits / hits.sum(-1, keepdim=True)
-        unseen = torch.full_like(share[:, 0], torch.nan)
-        if training is not None:
-            unseen = (share * (self.hits(training) == 0)).sum(-1)
-        error = torch.full_like(unseen, torch.nan)
+        usage = {
+            "codebook": range(self.num_codebooks),
+            "used_fraction": (hits > 0).double().mean(-1).numpy(),
+            "dead_keys": (hits == 0).sum(-1).numpy(),
+            "perplexity": torch.exp(torch.special.entr(share).sum(-1)).numpy(),
+            "top1_share": share.max(-1).values.numpy(),
+            "quantization_error": np.nan,
+            "unseen_share": np.nan,
+        }
         if hidden_states is not None:
-            error = self._quantization_error(key_indices, hidden_states).cpu()
-        return pd.DataFrame(
-            {
-                "codebook": range(self.num_codebooks),
-                "used_fraction": (hits > 0).double().mean(-1).numpy(),
-                "dead_keys": (hits == 0).sum(-1).numpy(),
-                "perplexity": torch.exp(torch.special.entr(share).sum(-1)).numpy(),
-                "top1_share": share.max(-1).values.numpy(),
-                "quantization_error": error.numpy(),
-                "unseen_share": unseen.numpy(),
-            }
-        )
+            usage["quantization_error"] = self._quantization_error(key_indices, hidden_states).cpu().numpy()
+        if training is not None:
+            usage["unseen_share"] = (share * (self.hits(training) == 0)).sum(-1).numpy()
+        return pd.DataFrame(usage)
 
     def hits(self, key_indices: Tensor) -> Tensor:
         """Count how often each key is hit: key indices ``(..., C)``, -1 at padding, to ``(C, K)``, float64."""
-        flat = key_indices.reshape(-1, self.num_codebooks).cpu().long()
-        flat = flat[flat[:, 0] >= 0]
+        flat = self._without_padding(key_indices).cpu()
         if not len(flat):
             raise ValueError("key_indices is empty: there is no usage to count")
         flat = (flat + torch.arange(self.num_codebooks) * self.codebook_size).flatten()
-        hits = torch.bincount(flat, minlength=self.num_codebooks * self.codebook_size)
-        return hits.view(self.num_codebooks, self.codebook_size).double()
+        return torch.bincount(flat, minlength=self.counts.numel()).view(self.counts.shape).double()
+
+    def _without_padding(self, key_indices: Tensor) -> Tensor:
+        flat = key_indices.reshape(-1, self.num_codebooks).long()
+        return flat[flat[:, 0] >= 0]
 
     def _quantization_error(self, key_indices: Tensor, hidden_states: Tensor) -> Tensor:
         """Divide the mean squared distance to the given keys by the variance, for each codebook: ``(C,)``."""
-        flat = key_indices.reshape(-1, self.num_codebooks).to(self.keys.device).long()
-        flat = flat[flat[:, 0] >= 0]
+        flat = self._without_padding(key_indices).to(self.keys.device)  # (N, C)
         if len(flat) != len(hidden_states):
             raise ValueError(
                 f"{len(flat)} rows of key_indices are no padding, but hidden_states has {len(hidden_states)}"
             )
-        vectors = self.split(hidden_states.to(self.keys.device))
+        vectors = self.split(hidden_states.to(flat.device))
         keys = self.keys[torch.arange(self.num_codebooks, device=flat.device), flat]  # (N, C, d)
         spread = vectors.var(0, correction=0).sum(-1).clamp_min(torch.finfo(vectors.dtype).tiny)
         return ((vectors - keys).square().sum(-1).mean(0) / spread).double()
@@ -396,7 +323,14 @@ def _sample_stream(
     tickets = np.random.default_rng(seed)
     kept, drawn = torch.empty(0, dim), np.empty(0)
     for number, batch in enumerate(batches):
-        vectors = _real_vectors(batch, dim, number)
+        states, mask = batch if isinstance(batch, tuple) else (batch, torch.ones(batch.shape[:-1]))
+        if states.shape[-1:] != (dim,) or mask.shape != states.shape[:-1]:
+            raise ValueError(
+                f"batch {number} has shape {tuple(states.shape)} and a mask {tuple(mask.shape)}, "
+                f"expected (..., {dim}) and (...)"
+            )
+        vectors = states.detach()[mask.bool().to(states.device)].float().cpu()
+        require_finite(vectors, f"batch {number}")
         # one ticket a position, however the stream is batched; the smallest stay
         drawn = np.concatenate([drawn, tickets.random(len(vectors))])
         kept = torch.cat([kept, vectors])
@@ -406,18 +340,6 @@ def _sample_stream(
     if not len(kept):
         raise ValueError("batches held no vectors: the keys need at least one hidden state")
     return kept[drawn.argsort(kind="stable")[:max_vectors]]
-
-
-def _real_vectors(batch: Tensor | tuple[Tensor, Tensor], dim: int, number: int) -> Tensor:
-    vectors, mask = batch if isinstance(batch, tuple) else (batch, torch.ones(batch.shape[:-1]))
-    if vectors.shape[-1:] != (dim,) or mask.shape != vectors.shape[:-1]:
-        raise ValueError(
-            f"batch {number} has shape {tuple(vectors.shape)} and a mask {tuple(mask.shape)}, "
-            f"expected (..., {dim}) and (...)"
-        )
-    vectors = vectors.detach()[mask.bool().to(vectors.device)].float().cpu()
-    require_finite(vectors, f"batch {number}")
-    return vectors
 
 
 def _standard_deviation(sample: Tensor) -> Tensor:
