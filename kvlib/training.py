@@ -4,32 +4,30 @@ import copy
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from huggingface_hub.utils import are_progress_bars_disabled
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
-from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
+from transformers.utils import ModelOutput
 
 from kvlib.bottleneck import DiscreteKeyValueBottleneck
 from kvlib.cache import cached_tensors, disk_errors, fingerprint
 from kvlib.checkpoints import last_complete, mark_complete, step_of
-from kvlib.data import MODEL_INPUTS, CustomDataset, Task
+from kvlib.data import MODEL_INPUTS, CustomDataset
 from kvlib.loss import alignment_loss, distillation_loss, hidden_state_loss
 from kvlib.machine import process_state
 from kvlib.metrics import compute_metrics
 from kvlib.student import EncoderWithBottleNeck
 from kvlib.teacher import predict_packed
 
-_INPUTS = (*MODEL_INPUTS, "key_indices")
 # epochs of one seed that come before those of the next: their orders never meet
 _EPOCHS_A_SEED = 1_000_003
 
@@ -53,13 +51,15 @@ class FineTuningTrainer(Trainer):
     """`transformers.Trainer` for a `CustomDataset`, with an end that explains itself.
 
     It stops at a loss that is not finite (FloatingPointError, with step, learning rate and idx of the batch),
-    says what to lower when memory runs out (MemoryError), and marks each checkpoint that is complete on the disk,
-    so that a half-written one is never resumed from. Several processes see the rows in the order in which one
-    would; only if the last batch of an epoch is not full do they fill theirs up with rows from the epoch's start.
+    says what to lower when memory runs out (MemoryError), and never resumes from a half-written checkpoint.
+    Several processes see the rows in the order in which one would; only if the last batch of an epoch is not full
+    do they fill theirs up with rows from the epoch's start.
     """
 
     # the loss is a mean over the batch: without this, accumulating gradients would add instead of averaging
     loss_is_scaled_for_ga = False
+    # what the model is called with, where a batch has it
+    _inputs = (*MODEL_INPUTS, "key_indices", "labels")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -68,61 +68,44 @@ class FineTuningTrainer(Trainer):
         self.label_names = ["labels"]
 
     def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """Compute the loss on the labels; `Trainer` calls this in training and in evaluation."""
-        outputs = model(**{name: inputs[name] for name in (*_INPUTS, "labels") if name in inputs})
-        return (outputs.loss, {"logits": outputs.logits}) if return_outputs else outputs.loss
+        """Compute the loss of one batch, in training and in evaluation; stop training if it is not finite."""
+        self._last_batch = tuple(next(iter(inputs.values())).shape)
+        outputs = model(**{name: inputs[name] for name in self._inputs if name in inputs})
+        loss = self._loss(outputs, inputs)
+        # in evaluation too: weights that give no finite loss must not get into a checkpoint
+        if self.is_in_train and not torch.isfinite(loss):
+            step = self.state.global_step
+            what = f"the loss is {loss.item()} in step {step + 1}"
+            if not model.training:
+                what = f"the loss on held-out rows is {loss.item()} after step {step}"
+            idx = inputs["idx"].tolist() if "idx" in inputs else "not in it"
+            raise FloatingPointError(
+                f"{what}, at learning rate {self._get_learning_rate():.2e}, in the batch with idx {idx}: lower "
+                "the learning rate, look at these rows, or train without bf16. The last checkpoint was written "
+                "before it"
+            )
+        return (loss, {"logits": outputs.logits}) if return_outputs else loss
+
+    def _loss(self, outputs: ModelOutput, inputs: dict[str, Tensor]) -> Tensor:
+        return outputs.loss
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Train, or say why it cannot be done."""
+        """Train, or say what to lower."""
         try:
             return super().train(*args, **kwargs)
         except (RuntimeError, MemoryError) as error:
+            out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
             # on a CPU torch has no class of its own for it
-            if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
-                raise MemoryError(self._out_of_memory()) from error
-            raise
-
-    def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """Do one step, unless its loss is not finite."""
-        # read before the step: a GPU may not be asked after a failure
-        idx = inputs["idx"].tolist() if "idx" in inputs else "not in it"
-        self._last_batch = tuple(next(iter(inputs.values())).shape)
-        loss = super().training_step(model, inputs, *args, **kwargs)
-        if not torch.isfinite(loss):
-            raise self._not_finite(
-                f"the loss is {loss.item()} in step {self.state.global_step + 1}", f"batch with idx {idx}"
-            )
-        return loss
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate; weights that no longer give a finite loss stop here, before they get into a checkpoint."""
-        metrics = super().evaluate(*args, **kwargs)
-        if not np.isfinite(metrics["eval_loss"]):
-            raise self._not_finite(
-                f"the loss on held-out rows is {metrics['eval_loss']} after step {self.state.global_step}"
-            )
-        return metrics
-
-    def _not_finite(self, what: str, batch: str = "") -> FloatingPointError:
-        in_batch, look = (f", in the {batch}", " look at these rows,") if batch else ("", "")
-        return FloatingPointError(
-            f"{what}, at learning rate {self._get_learning_rate():.2e}{in_batch}: lower the learning rate,{look} "
-            "or train without bf16. The last checkpoint was written before it"
-        )
-
-    def _out_of_memory(self) -> str:
-        rows, *shape = getattr(self, "_last_batch", (self.args.per_device_train_batch_size,))
-        return (
-            f"out of memory in step {self.state.global_step + 1}, in a batch of {rows} rows of {tuple(shape)}: "
-            f"lower batch_size ({self.args.per_device_train_batch_size} a process) and raise "
-            "gradient_accumulation_steps by as much, lower max_length, or set gradient_checkpointing or bf16"
-        )
+            if not out_of_memory and "can't allocate memory" not in str(error):
+                raise
+            rows, *shape = getattr(self, "_last_batch", (self.args.per_device_train_batch_size,))
+            raise MemoryError(
+                f"out of memory in step {self.state.global_step + 1}, in a batch of {rows} rows of {tuple(shape)}"
+                f": lower batch_size ({self.args.per_device_train_batch_size} a process) and raise "
+                "gradient_accumulation_steps by as much, lower max_length, or set gradient_checkpointing or bf16"
+            ) from error
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> torch.utils.data.Sampler | None:
         if self.args.train_sampling_strategy != "group_by_length":
@@ -150,7 +133,9 @@ class DistillationTrainer(FineTuningTrainer):
     """`FineTuningTrainer` with `distillation_loss`.
 
     Batches carry ``labels`` and, in training, ``teacher_logits``, as `CustomDataset` gives them; the teacher
-    itself is not needed. Where there are no teacher logits (evaluation), the loss is that on the labels.
+    itself is not needed. Where there are no teacher logits (evaluation), the loss is that on the labels. Values
+    of a bottleneck are exempt from weight decay, which would shrink those that no input selected. ValueError is
+    raised if the training data lacks the teacher's logits or states that a positive weight needs.
 
     Parameters
     ----------
@@ -160,18 +145,12 @@ class DistillationTrainer(FineTuningTrainer):
         Weight of a loss on last hidden states, added to the others: `hidden_state_loss`, or `alignment_loss` if
         there is a `bottleneck`. A mean over a batch's tokens: accumulated gradients are those of one large batch
         only up to the batches' unequal numbers of tokens.
-    bottleneck : DiscreteKeyValueBottleneck, optional
-        The teacher's, to whose keys the student is aligned before it carries them.
-    key_weight : float
-        As in `alignment_loss`.
-    *args, **kwargs
-        As for `transformers.Trainer`.
-
-    Raises
-    ------
-    ValueError
-        If the training data lacks the teacher's logits or states that a positive weight needs.
+    bottleneck, key_weight
+        As in `alignment_loss`: the teacher's, to whose keys the student is aligned before it carries them.
     """
+
+    # without labels: with alpha=1 they may be hidden
+    _inputs = (*MODEL_INPUTS, "key_indices")
 
     def __init__(
         self,
@@ -195,32 +174,23 @@ class DistillationTrainer(FineTuningTrainer):
                     f"teacher_{column}, or use {name}=0"
                 )
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """Compute the loss of one batch; `Trainer` calls this in training and in evaluation."""
-        outputs = model(**{name: inputs[name] for name in _INPUTS if name in inputs})
+    def _loss(self, outputs: ModelOutput, inputs: dict[str, Tensor]) -> Tensor:
         teacher_logits = inputs.get("teacher_logits")
         alpha = self.alpha if teacher_logits is not None else 0.0
         loss = distillation_loss(outputs.logits, teacher_logits, inputs["labels"], self.temperature, alpha)
         if self.hidden_weight > 0 and "teacher_states" in inputs:
-            loss = loss + self.hidden_weight * self._hidden_loss(outputs.packed_states, inputs["teacher_states"])
-        return (loss, {"logits": outputs.logits}) if return_outputs else loss
-
-    def _hidden_loss(self, student_states: Tensor, teacher_states: Tensor) -> Tensor:
-        if self.bottleneck is None:
-            return hidden_state_loss(student_states, teacher_states)
-        return alignment_loss(self.bottleneck, student_states.float(), teacher_states.float(), self.key_weight)
+            states, theirs = outputs.packed_states.float(), inputs["teacher_states"].float()
+            if self.bottleneck is None:
+                hidden = hidden_state_loss(states, theirs)
+            else:
+                hidden = alignment_loss(self.bottleneck, states, theirs, self.key_weight)
+            loss = loss + self.hidden_weight * hidden
+        return loss
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Leave values out of weight decay, which would shrink those that no input selected."""
-        return [
-            name for name in super().get_decay_parameter_names(model) if not name.endswith("bottleneck.values")
-        ]
+        """Name the parameters that weight decay shrinks."""
+        names = super().get_decay_parameter_names(model)
+        return [name for name in names if not name.endswith("bottleneck.values")]
 
 
 def fine_tune(
@@ -238,50 +208,24 @@ def fine_tune(
     trainer: Callable[..., Trainer] = FineTuningTrainer,
     **arguments: Any,
 ) -> pd.DataFrame:
-    """Train `model` with AdamW and keep its best epoch.
+    """Train `model` in place with AdamW; it ends in evaluation mode, with the weights of its best epoch.
 
-    Linear warm-up over the first tenth of the steps, then linear decay to zero; gradients clipped to norm 1.
-    The best epoch is chosen by the task's first metric on rows *held out of training*.
+    Linear warm-up to `learning_rate` over the first tenth of the steps, then linear decay to zero; gradients
+    clipped to norm 1; no weight decay of biases and layer norms. The task's first metric on rows *held out of
+    training* chooses the best epoch. `batch_size` counts the examples of a step over all processes.
 
-    Parameters
-    ----------
-    model : transformers.PreTrainedModel
-        Trained in place; ends with the weights of its best epoch, in evaluation mode, on the device of training.
-    train, held_out : Dataset
-        As `CustomDataset`: with ``task`` and ``collate``.
-    output_dir : str or pathlib.Path
-        Folder for the checkpoints, one kept at a time beside the best.
-    epochs, batch_size : int
-        Passes over `train`, and examples a step over all processes.
-    learning_rate, weight_decay : float
-        The peak, and AdamW's decay, of which biases and layer norms are exempt.
-    seed : int
-        Seed for shuffling and dropout.
-    resume : bool
-        Go on from the last complete checkpoint in `output_dir`, if there is one; it must come from the same call.
-    trainer : callable
-        `FineTuningTrainer` or `DistillationTrainer`, perhaps with options bound by `functools.partial`.
-    **arguments
-        Further `transformers.TrainingArguments`, for example ``bf16=True``.
+    `output_dir` keeps checkpoints of the best and the last epoch. With `resume`, training goes on from the last
+    complete one, which must come from the same call; without it, a folder that has any raises FileExistsError.
+    `trainer` is `FineTuningTrainer` or `DistillationTrainer`, perhaps with options bound by `functools.partial`;
+    `arguments` are further `transformers.TrainingArguments`, for example ``bf16=True``.
 
-    Returns
-    -------
-    pandas.DataFrame
-        One row an ``epoch``: ``train_loss``, ``held_out_loss`` and the metrics on the held-out rows.
-
-    Raises
-    ------
-    FileExistsError
-        If `output_dir` holds checkpoints and `resume` is False: they may belong to another run.
-    ValueError
-        If several GPUs are visible to one process, or `batch_size` cannot be divided among the processes.
+    Returns one row an ``epoch``: ``train_loss``, ``held_out_loss`` and the metrics on the held-out rows. Raises
+    ValueError if one process sees several GPUs, or if `batch_size` cannot be divided among the processes.
     """
     processes = process_state().num_processes
     if batch_size % processes:
-        raise ValueError(
-            f"batch_size is {batch_size}, the examples of one step over all processes: expected a multiple of the "
-            f"{processes} processes"
-        )
+        raise ValueError(f"batch_size is {batch_size} a step over all processes: expected a multiple of {processes}")
+    # for the rest transformers' defaults: fused AdamW, linear decay, gradients clipped to norm 1
     settings = {
         "num_train_epochs": epochs,
         "learning_rate": learning_rate,
@@ -289,10 +233,6 @@ def fine_tune(
         "per_device_eval_batch_size": 2 * batch_size,
         "weight_decay": weight_decay,
         "warmup_steps": 0.1,
-        "lr_scheduler_type": "linear",
-        "max_grad_norm": 1.0,
-        # one fused kernel: on CPUs the plain loop over 100 tensors took a tenth of a step
-        "optim": "adamw_torch_fused",
         # like lengths together: less padding to compute
         "train_sampling_strategy": "group_by_length",
         "eval_strategy": "epoch",
@@ -302,9 +242,7 @@ def fine_tune(
         "save_total_limit": 2,
         "load_best_model_at_end": True,
         "metric_for_best_model": train.task.metrics[0],
-        "greater_is_better": True,
         "seed": seed,
-        "report_to": "none",
         "disable_tqdm": are_progress_bars_disabled(),
         "dataloader_pin_memory": torch.cuda.is_available(),
         # bf16 on a CPU is refused unless the CPU is asked for by name
@@ -323,7 +261,7 @@ def fine_tune(
         train_dataset=train,
         eval_dataset=held_out,
         data_collator=train.collate,
-        compute_metrics=partial(_metrics, train.task),
+        compute_metrics=lambda output: compute_metrics(train.task, output.predictions, output.label_ids),
     )
     # prints every log as a dict when bars are off
     run.remove_callback(PrinterCallback)
@@ -336,9 +274,7 @@ def _checkpoint_to_resume(output_dir: Path, resume: bool) -> Path | None:
     """Return the last complete checkpoint and remove those after it, or refuse a folder that has any."""
     checkpoints, state = list(output_dir.glob("checkpoint-*")), process_state()
     if checkpoints and not resume:
-        raise FileExistsError(
-            f"{output_dir} holds checkpoints: pass resume=True to go on from them, or choose another folder"
-        )
+        raise FileExistsError(f"{output_dir} holds checkpoints: pass resume=True to go on, or choose another folder")
     last = last_complete(output_dir)
     if state.is_main_process:
         for path in checkpoints:
@@ -348,45 +284,27 @@ def _checkpoint_to_resume(output_dir: Path, resume: bool) -> Path | None:
     return last
 
 
-def _metrics(task: Task, output: EvalPrediction) -> dict[str, float]:
-    if not np.isfinite(output.predictions).all():
-        # `FineTuningTrainer` stops at their loss, and can say more about it
-        return {}
-    return compute_metrics(task, output.predictions, output.label_ids)
-
-
 def _history(log: list[dict[str, float]]) -> pd.DataFrame:
     losses = {row["epoch"]: row["loss"] for row in log if "loss" in row}
+    beside = ("eval_loss", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
     rows = []
     for row in log:
         if "eval_loss" in row:
-            metrics = {
-                name.removeprefix("eval_"): value
-                for name, value in row.items()
-                if name.startswith("eval_") and not name.endswith(("_loss", "_runtime", "_second"))
-            }
+            names = [name for name in row if name.startswith("eval_") and name not in beside]
+            metrics = {name.removeprefix("eval_"): row[name] for name in names}
             losses_now = {"train_loss": losses[row["epoch"]], "held_out_loss": row["eval_loss"]}
             rows.append({"epoch": row["epoch"], **losses_now, **metrics})
     return pd.DataFrame(rows)
 
 
-class KeyIndexDataset(torch.utils.data.Dataset):
+class KeyIndexDataset(Dataset):
     """A split as the bottleneck sees it: key indices (codes) in place of tokens.
 
     With encoder and keys frozen they are constant, so stage 3 trains on integers. The model gives the same logits
     for them as for the tokens, bit for bit; only where two keys are equally near to within the rounding of the
-    encoder's float32, another batch may find the other.
-
-    Parameters
-    ----------
-    student : DistilBERTwithBottleNeck or BERTwithBottleNeck
-        With a bottleneck.
-    dataset : CustomDataset
-        Its labels, idx, teacher logits and order are kept.
-    folder : str or pathlib.Path, optional
-        Keep the key indices here, in a file named by what they were made from; by default they stay in memory.
-    batch_size : int
-        Rows a batch while computing.
+    encoder's float32, another batch may find the other. Labels, idx, teacher logits and order are those of
+    `dataset`. With a `folder` they are kept there, in a file named by what they were made from; ValueError if it
+    was made from something else, RuntimeError if the keys are not frozen.
 
     Attributes
     ----------
@@ -394,11 +312,6 @@ class KeyIndexDataset(torch.utils.data.Dataset):
         ``(N, C)``, those of one row after those of another, in the smallest integer type that holds K.
     lengths : numpy.ndarray
         How many of them belong to each row: its real tokens, or 1 if hidden states are pooled before the search.
-
-    Raises
-    ------
-    RuntimeError, ValueError
-        If the keys are not frozen; if the file in `folder` was made from something else than its name says.
     """
 
     def __init__(
@@ -409,18 +322,21 @@ class KeyIndexDataset(torch.utils.data.Dataset):
         batch_size: int = 64,
     ) -> None:
         if not student.bottleneck.frozen:
-            raise RuntimeError(
-                "the keys are not frozen, so key indices can still change: call freeze_keys() first"
-            )
-        self.task = dataset.task
-        self.labels, self.idx = dataset.labels, dataset.idx
+            raise RuntimeError("the keys are not frozen, so indices can still change: call freeze_keys() first")
+        self.task, self.labels, self.idx = dataset.task, dataset.labels, dataset.idx
         self.teacher_logits = dataset.teacher_logits
         self.lengths = student.states_per_row(dataset)
         self._ends = self.lengths.cumsum()
         if folder is None:
             self.key_indices = _key_indices(student, dataset, batch_size)
         else:
-            made_from = _made_from(student, dataset)
+            options = ("pooling", "pool", "projection", "standardize")
+            made_from = {
+                "encoder": fingerprint(student.base_model),
+                "bottleneck": fingerprint(dict(student.bottleneck.named_buffers())),
+                "options": " ".join(str(getattr(student.config, option)) for option in options),
+                "rows": dataset.fingerprint,
+            }
             name = hashlib.sha256(" ".join(made_from.values()).encode()).hexdigest()[:12]
             self.key_indices = cached_tensors(
                 Path(folder) / f"{dataset.task.name}-key-indices-{name}.safetensors",
@@ -433,22 +349,17 @@ class KeyIndexDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, row: int) -> dict:
         end = self._ends[row]
-        example = {"key_indices": self.key_indices[end - self.lengths[row] : end].long()}
-        example |= {"labels": self.labels[row], "idx": self.idx[row]}
+        indices = self.key_indices[end - self.lengths[row] : end].long()  # (T, C)
+        example = {"key_indices": indices, "labels": self.labels[row], "idx": self.idx[row]}
         if self.teacher_logits is not None:
-            example["teacher_logits"] = self.teacher_logits[row]
+            example["teacher_logits"] = self.teacher_logits[row].tolist()
         return example
 
     def collate(self, examples: list[dict]) -> dict[str, Tensor]:
         """Stack `examples`: ``key_indices`` (B, T, C) int64 with -1 at padding; the rest as `CustomDataset`."""
-        batch = {
-            "key_indices": pad_sequence([e["key_indices"] for e in examples], batch_first=True, padding_value=-1),
-            "labels": torch.tensor([e["labels"] for e in examples]),
-            "idx": torch.tensor([e["idx"] for e in examples]),
-        }
-        if "teacher_logits" in examples[0]:
-            batch["teacher_logits"] = torch.stack([e["teacher_logits"] for e in examples])
-        return batch
+        columns = {name: [example[name] for example in examples] for name in examples[0]}
+        batch = {"key_indices": pad_sequence(columns.pop("key_indices"), batch_first=True, padding_value=-1)}
+        return batch | {name: torch.tensor(column) for name, column in columns.items()}
 
 
 def _key_indices(student: EncoderWithBottleNeck, dataset: CustomDataset, batch_size: int) -> Tensor:
@@ -459,13 +370,3 @@ def _key_indices(student: EncoderWithBottleNeck, dataset: CustomDataset, batch_s
         return student.bottleneck.quantize(student.encode(**inputs)[0]).to(smallest)
 
     return predict_packed(student, dataset, quantize, student.states_per_row(dataset), batch_size)
-
-
-def _made_from(student: EncoderWithBottleNeck, dataset: CustomDataset) -> dict[str, str]:
-    options = ("pooling", "pool", "projection", "standardize")
-    return {
-        "encoder": fingerprint(student.base_model),
-        "bottleneck": fingerprint(dict(student.bottleneck.named_buffers())),
-        "options": " ".join(str(getattr(student.config, option)) for option in options),
-        "rows": dataset.fingerprint,
-    }
