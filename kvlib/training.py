@@ -224,7 +224,7 @@ def fine_tune(
     """
     processes = process_state().num_processes
     if batch_size % processes:
-        raise ValueError(f"batch_size is {batch_size} a step over all processes: expected a multiple of {processes}")
+        raise ValueError(f"batch_size is {batch_size} a step over all processes, not a multiple of {processes}")
     # for the rest transformers' defaults: fused AdamW, linear decay, gradients clipped to norm 1
     settings = {
         "num_train_epochs": epochs,
@@ -238,7 +238,6 @@ def fine_tune(
         "eval_strategy": "epoch",
         "save_strategy": "epoch",
         "logging_strategy": "epoch",
-        # the best and the last
         "save_total_limit": 2,
         "load_best_model_at_end": True,
         "metric_for_best_model": train.task.metrics[0],
@@ -274,7 +273,7 @@ def _checkpoint_to_resume(output_dir: Path, resume: bool) -> Path | None:
     """Return the last complete checkpoint and remove those after it, or refuse a folder that has any."""
     checkpoints, state = list(output_dir.glob("checkpoint-*")), process_state()
     if checkpoints and not resume:
-        raise FileExistsError(f"{output_dir} holds checkpoints: pass resume=True to go on, or choose another folder")
+        raise FileExistsError(f"{output_dir} holds checkpoints: go on with resume=True, or choose another folder")
     last = last_complete(output_dir)
     if state.is_main_process:
         for path in checkpoints:
