@@ -65,12 +65,8 @@ def cached_tensors(
     """Return the tensors that `compute` gives, by name, from the safetensors file `path` if it exists.
 
     Of several processes the first computes. The file is read through a memory map: a row comes from the disk when
-    it is looked at. `made_from` names all that the tensors depend on, by fingerprints, and is kept in the file.
-
-    Raises
-    ------
-    ValueError, OSError
-        If the file was made from something else, and the message says from what; if it cannot be written.
+    it is looked at. `made_from` names all that the tensors depend on, by fingerprints, and is kept in the file:
+    ValueError says what differs from it. Raises OSError if the file cannot be written.
     """
     path = Path(path)
     with process_state().main_process_first():
@@ -80,9 +76,7 @@ def cached_tensors(
                 save_file(tensors, temporary, metadata=made_from)
     with safe_open(path, framework="pt") as stored:
         found = stored.metadata() or {}
-        differing = [name for name, value in made_from.items() if found.get(name) != value]
+        differing = " and ".join(name for name, value in made_from.items() if found.get(name) != value)
         if differing:
-            raise ValueError(
-                f"{path} was made from different {' and '.join(differing)}: delete it, or choose another path"
-            )
+            raise ValueError(f"{path} was made from different {differing}: delete it, or choose another path")
         return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a dict)

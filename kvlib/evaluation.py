@@ -52,17 +52,13 @@ def tfidf_predictions(train: Dataset, split: Dataset, task: str | Task) -> np.nd
 
 
 def probe_predictions(student: DistilBERTwithBottleNeck, train: CustomDataset, split: CustomDataset) -> np.ndarray:
-    """Predict `split` from a linear model on a student's mean hidden states: class numbers or scores, ``(N,)``.
-
-    Logistic regression, or ridge for STS-B, on standardised features, scikit-learn's defaults.
-    """
+    """Predict `split` with the same linear model, but from a student's mean hidden states, standardised."""
     probe = make_pipeline(StandardScaler(), _linear_model(train.task))
     probe.fit(_sentence_vectors(student, train), train.labels)
     return probe.predict(_sentence_vectors(student, split))
 
 
 def _sentence_vectors(student: DistilBERTwithBottleNeck, dataset: CustomDataset) -> np.ndarray:
-    """Take the mean hidden state of each row: ``(len(dataset), dim)``."""
     states = predict_states(student, dataset).float().split(dataset.lengths.tolist())
     return torch.stack([row.mean(0) for row in states]).numpy()
 
@@ -70,15 +66,11 @@ def _sentence_vectors(student: DistilBERTwithBottleNeck, dataset: CustomDataset)
 def key_agreement(
     teacher: EncoderWithBottleNeck, student: EncoderWithBottleNeck, dataset: CustomDataset
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Measure how often a student fires the key that its teacher fires.
+    """Measure how often a student fires the key that its teacher fires, and its quantisation error.
 
-    Means something only where both have the same keys (`DistilBERTwithBottleNeck.carry_keys`); else it is chance.
-
-    Returns
-    -------
-    agreement, error : numpy.ndarray
-        ``(C,)`` each: the share of tokens with the same key index, and the student's quantisation error (mean
-        squared distance to the key over the variance of its vectors).
+    Returns two arrays ``(C,)``: the share of tokens with the same key index, which is chance unless both have the
+    same keys (`DistilBERTwithBottleNeck.carry_keys`), and the mean squared distance of the student's vectors to
+    the key over their variance.
     """
     states = torch.cat(list(student.hidden_states(dataset)))
     fired = student.bottleneck.quantize(states)
@@ -95,28 +87,14 @@ def bootstrap_interval(
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Measure how far a score could lie elsewhere had other validation rows been drawn.
+    """Measure how far a score could lie elsewhere had other validation rows been drawn: lower and upper end.
 
-    Percentile bootstrap over rows (Efron 1979). It does not cover the spread over training seeds.
-
-    Parameters
-    ----------
-    metric : callable
-        Takes predictions and labels, returns one number.
-    predictions, labels : numpy.ndarray
-        ``(N, ...)`` and ``(N,)``; for a difference of two systems on the same rows, predictions of both.
-    level : float
-        Share of the resamples inside the interval.
-    resamples, seed : int
-        Number of resamples and the seed for them.
-
-    Returns
-    -------
-    tuple of float
-        Lower and upper end.
+    Percentile bootstrap over rows (Efron 1979). It does not cover the spread over training seeds. `metric` takes
+    rows of `predictions` ``(N, ...)`` and of `labels` ``(N,)``; for a difference of two systems, predictions of
+    both. `level` is the share of the resamples inside.
     """
     # rows are what is drawn; a batch of one resample keeps memory at that of one
-    found = bootstrap(
+    interval = bootstrap(
         (np.arange(len(labels)),),
         lambda rows: metric(predictions[rows], labels[rows]),
         n_resamples=resamples,
@@ -125,8 +103,8 @@ def bootstrap_interval(
         confidence_level=level,
         method="percentile",
         rng=np.random.default_rng(seed),
-    )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
 
 
 def model_size(model: PreTrainedModel) -> dict[str, float]:
@@ -143,8 +121,7 @@ def latency(model: PreTrainedModel, dataset: CustomDataset, rows: int = 32, seco
     """Measure the median seconds that `model` takes for a batch of the first `rows` rows; a GPU is waited for."""
     batch = dataset.collate([dataset[row] for row in range(min(rows, len(dataset)))])
     inputs = {name: batch[name].to(model.device) for name in MODEL_INPUTS}
+    names = {"model": model.eval(), "inputs": inputs}
     # the Timer would otherwise use one thread
-    timer = Timer(
-        "model(**inputs)", globals={"model": model.eval(), "inputs": inputs}, num_threads=torch.get_num_threads()
-    )
+    timer = Timer("model(**inputs)", globals=names, num_threads=torch.get_num_threads())
     return timer.blocked_autorange(min_run_time=seconds).median

@@ -25,15 +25,6 @@ def explain(
     The decoder is linear in the values, so every fired key adds its own push to each logit (its *logit
     contribution*), and the pushes sum to the logits exactly (up to rounding).
 
-    Parameters
-    ----------
-    model : BERTwithBottleNeck or DistilBERTwithBottleNeck
-        With a bottleneck.
-    tokenizer : transformers.PreTrainedTokenizerBase
-        Its tokenizer, whose ``model_max_length`` says how many tokens are read.
-    text, text_pair : str
-        One sentence or a pair.
-
     Returns
     -------
     pandas.DataFrame
@@ -51,18 +42,17 @@ def explain(
     require_bottleneck(model)
     if not text.strip():
         raise ValueError("the text is empty: type a sentence")
-    encoded = tokenizer(
-        text, text_pair, truncation=True, max_length=longest_input(model, tokenizer), return_tensors="pt"
-    )
+    longest = longest_input(model, tokenizer)
+    encoded = tokenizer(text, text_pair, truncation=True, max_length=longest, return_tensors="pt")
     states, mask = model.encode(**encoded.to(model.device))
     bottleneck = model.bottleneck
     keys = bottleneck.quantize(states)  # (N, C)
     vectors = bottleneck.split(states).transpose(0, 1)  # (C, N, d)
     distances = torch.cdist(vectors, bottleneck.keys, compute_mode="donot_use_mm_for_euclid_dist").square()
-    nearest = distances.transpose(0, 1).gather(-1, keys.unsqueeze(-1)).squeeze(-1)  # (N, C)
-    others = distances.transpose(0, 1).scatter(-1, keys.unsqueeze(-1), torch.inf).amin(-1)
-    pushes = _pushes(model, keys).cpu()  # (N, C, num_labels)
-    keys, nearest, others = keys.cpu(), nearest.cpu(), others.cpu()
+    distances = distances.transpose(0, 1)  # (N, C, K)
+    nearest = distances.gather(-1, keys.unsqueeze(-1)).squeeze(-1)  # (N, C)
+    gaps = distances.scatter(-1, keys.unsqueeze(-1), torch.inf).amin(-1) - nearest
+    pushes = _pushes(model, keys)  # (N, C, num_labels)
 
     names = tokenizer.convert_ids_to_tokens(encoded["input_ids"][0].tolist())
     if mask.shape[1] == 1:
@@ -74,12 +64,12 @@ def explain(
             "position": torch.arange(tokens).repeat_interleave(codebooks).numpy(),
             "token": [name for name in names for _ in range(codebooks)],
             "codebook": torch.arange(codebooks).repeat(tokens).numpy(),
-            "key": keys.flatten().numpy(),
-            "distance": nearest.flatten().numpy(),
-            "runner_up_gap": (others - nearest).flatten().nan_to_num(posinf=torch.nan).numpy(),
+            "key": keys.flatten().cpu().numpy(),
+            "distance": nearest.flatten().cpu().numpy(),
+            "runner_up_gap": gaps.flatten().nan_to_num(posinf=torch.nan).cpu().numpy(),
         }
     )
-    frame[labels] = pushes.flatten(0, 1).numpy()
+    frame[labels] = pushes.flatten(0, 1).cpu().numpy()
     if model.config.decoder == "linear":
         bias = dict(zip(labels, model.decoder.bias.tolist(), strict=True))
         frame.loc[len(frame)] = {"position": -1, "token": "[bias]", "codebook": -1, "key": -1, **bias}
@@ -104,22 +94,16 @@ def _pushes(model: EncoderWithBottleNeck, keys: torch.Tensor) -> torch.Tensor:
 def shared_keys(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     """Compare which keys the tokens of two explained examples fire.
 
-    Returns
-    -------
-    pandas.DataFrame
-        Rows: tokens of `first`; columns: tokens of `second`; entries: share of codebooks in which both fire
-        the same key, 0 to 1.
+    Rows are tokens of `first`, columns tokens of `second`, entries the share of codebooks in which both fire the
+    same key, 0 to 1.
     """
     left, right = (
-        frame[frame["codebook"] >= 0].pivot(index="position", columns="codebook", values="key")
+        frame[frame["codebook"] >= 0].pivot(index=["position", "token"], columns="codebook", values="key")
         for frame in (first, second)
     )
     same = (left.to_numpy()[:, None] == right.to_numpy()[None]).mean(-1)
-    names = [
-        frame[frame["codebook"] == 0].set_index("position")["token"].loc[table.index].tolist()
-        for frame, table in ((first, left), (second, right))
-    ]
-    return pd.DataFrame(same, index=names[0], columns=names[1])
+    rows, columns = (table.index.get_level_values("token").tolist() for table in (left, right))
+    return pd.DataFrame(same, index=rows, columns=columns)
 
 
 def edit(
@@ -130,32 +114,11 @@ def edit(
     strength: float = 1.0,
     value_of: int | None = None,
 ) -> pd.DataFrame:
-    """Give one key another value: switched off, weaker, stronger, or that of another key.
+    """Return `frame`, as `explain` gives it, with another value under one key: weaker, stronger, or another key's.
 
-    Every token that fires the key is affected, as in a model whose value was changed. The model stays as it is.
-
-    Parameters
-    ----------
-    model : BERTwithBottleNeck or DistilBERTwithBottleNeck
-        What `frame` explains.
-    frame : pandas.DataFrame
-        As `explain` gives it.
-    codebook, key : int
-        The key; at least one token fires it.
-    strength : float
-        Factor on the value: 0 switches the key off, 1 leaves it as it is.
-    value_of : int, optional
-        Hand out the value of this key of the same codebook; by default the key's own.
-
-    Returns
-    -------
-    pandas.DataFrame
-        `frame` with other pushes in the rows of the key.
-
-    Raises
-    ------
-    ValueError
-        If no token fires the key, or there is no key `value_of`.
+    Every token that fires the key gets another push, as in a model whose value was changed; the model stays as it
+    is. `strength` is a factor on the value (0 switches the key off), `value_of` a key of the same codebook whose
+    value is handed out instead. Raises ValueError if no token fires the key, or there is no key `value_of`.
     """
     rows = (frame["codebook"] == codebook) & (frame["key"] == key)
     if not rows.any():
@@ -178,11 +141,8 @@ def edit(
 def compare_logits(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     """Sum the pushes of an explained example before and after `edit`.
 
-    Returns
-    -------
-    pandas.DataFrame
-        One row a ``label``: ``before``, ``after`` and ``change`` (logits); with two labels or more also
-        ``probability_before`` and ``probability_after`` (their softmax).
+    One row a ``label``: ``before``, ``after`` and ``change`` (logits); with two labels or more also
+    ``probability_before`` and ``probability_after`` (their softmax).
     """
     labels = push_columns(before)
     sums = torch.tensor(np.stack([frame[labels].to_numpy(np.float64).sum(0) for frame in (before, after)]))
@@ -202,29 +162,14 @@ def push_by_token(frame: pd.DataFrame) -> pd.DataFrame:
 def similar_by_key(
     training: CustomDataset, fired: KeyIndexDataset, codebook: int, key: int, limit: int = 5
 ) -> pd.DataFrame:
-    """List training sentences that fire a key, those with the most tokens that do first.
+    """List at most `limit` training sentences that fire a key, those with the most tokens that do first.
 
-    Parameters
-    ----------
-    training, fired : CustomDataset, KeyIndexDataset
-        The sentences, and their key indices.
-    codebook, key, limit : int
-        The key, and how many rows at most.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row a sentence (or pair): ``row`` (in `training`), ``times`` (tokens that fire the key), ``tokens``
-        (which, each once) and ``text`` (as the model reads it; " / " between a pair). Ties in the order of
-        `training`.
-
-    Raises
-    ------
-    ValueError
-        If `fired` was made from other sentences.
+    One row a sentence (or pair), ties in the order of `training`: ``row`` (in it), ``times`` (tokens that fire the
+    key), ``tokens`` (which, each once) and ``text`` (as the model reads it; " / " between a pair). Raises
+    ValueError if `fired` was made from other sentences.
     """
-    one_state = bool((fired.lengths == 1).all())
     sizes = fired.lengths
+    one_state = bool((sizes == 1).all())
     if list(fired.idx) != list(training.idx) or not (one_state or (sizes == training.lengths).all()):
         raise ValueError("fired was made from another split than training: make it with KeyIndexDataset again")
     starts = np.cumsum(sizes) - sizes
@@ -245,10 +190,7 @@ def similar_by_key(
 def strongest_keys(model: EncoderWithBottleNeck, codebook: int) -> pd.DataFrame:
     """Find the key of a codebook whose value pushes each logit furthest up.
 
-    Returns
-    -------
-    pandas.DataFrame
-        One row a ``label``: ``key`` and ``push``, in a text of one token (divide by T for T tokens).
+    One row a ``label``: ``key`` and ``push``, in a text of one token (divide by T for T tokens).
     """
     size, books = model.bottleneck.codebook_size, model.bottleneck.num_codebooks
     keys = torch.arange(size, device=model.device).unsqueeze(1).expand(-1, books)  # (K, C)

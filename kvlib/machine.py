@@ -48,10 +48,9 @@ def processor() -> str:
 
 def describe() -> dict[str, Any]:
     """Name what a result depends on beside the code: package versions, processor, threads, processes."""
-    processes = process_state().num_processes
     return {
         "versions": {name: version(name) for name in PACKAGES},
-        "machine": f"{processor()}, {torch.get_num_threads()} threads, {processes} processes",
+        "machine": f"{processor()}, {torch.get_num_threads()} threads, {process_state().num_processes} processes",
     }
 
 

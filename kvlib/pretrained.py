@@ -24,14 +24,8 @@ CHECKPOINT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "m
 def minilm_path() -> Path:
     """Return the folder of all-MiniLM-L6-v2, a real BERT of 6 layers × 384, inside its pip package.
 
-    Only the package's files are read; none of its code is imported.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the package is not installed.
-    ValueError
-        If the weights are not the published ones (by SHA-256).
+    Only the package's files are read; none of its code is imported. Raises FileNotFoundError if they are not
+    there, ValueError if the weights are not the published ones (by SHA-256).
     """
     try:
         files = distribution(MINILM_PACKAGE).files or []
@@ -55,18 +49,10 @@ def _sha256(path: Path) -> str:
 
 @cache
 def resolve_checkpoint(name: str) -> str:
-    """Return the folder of a checkpoint, which is downloaded first if `name` is the hub's.
+    """Return the folder of a checkpoint: ``"minilm"``, a folder, or a name on the hub, downloaded first.
 
-    Parameters
-    ----------
-    name : str
-        ``"minilm"`` for the pip-installed weights, a folder, or a model's name on the hub; of the names in
-        `REVISIONS`, always that commit.
-
-    Raises
-    ------
-    FileNotFoundError
-        If neither the hub nor its client's cache gives the checkpoint, or its weights are not in safetensors.
+    A name in `REVISIONS` is always that commit. Raises FileNotFoundError if neither the hub nor its client's cache
+    gives the checkpoint, or its weights are not in safetensors.
     """
     if name == "minilm":
         return str(minilm_path())

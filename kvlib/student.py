@@ -31,7 +31,7 @@ from kvlib.bottleneck import DiscreteKeyValueBottleneck, draw_positions
 from kvlib.data import CustomDataset, Task, get_task
 from kvlib.machine import process_state
 from kvlib.pretrained import resolve_checkpoint
-from kvlib.teacher import BERTbase, label_config, model_outputs
+from kvlib.teacher import BERTbase, given, label_config, model_outputs
 
 # BERT's name of a weight inside a layer -> DistilBERT's
 _LAYER_NAMES = {
@@ -47,23 +47,15 @@ _LAYER_NAMES = {
 
 
 class BottleneckConfig(PreTrainedConfig):
-    """The shape of a bottleneck behind an encoder; further fields as in `DiscreteKeyValueBottleneck`.
-
-    Parameters
-    ----------
-    pooling : {"mean", "cls"}
-        What stands for the sentence: the mean over its real tokens or its [CLS] token.
-    pool : {"before", "after"}
-        Whether hidden states are pooled before the search (one set of keys fires a sentence) or values after it.
-    decoder : {"mean", "linear"}
-        ``"mean"`` takes the mean of the values over the codebooks as logits; ``"linear"`` is dropout and a linear
-        layer on the concatenated values.
-    """
+    """The shape of a bottleneck behind an encoder; fields without a comment as in `DiscreteKeyValueBottleneck`."""
 
     keys_to_ignore_at_inference = ["key_indices", "packed_states"]  # noqa: RUF012 (transformers' own declaration)
 
+    # what stands for a sentence: the "mean" over its real tokens, or its [CLS] token ("cls")
     pooling: str = "mean"
+    # hidden states are pooled "before" the search, so that one set of keys fires a sentence, or values "after" it
     pool: str = "after"
+    # logits are the "mean" of the values over the codebooks, or dropout and a "linear" layer on all of them
     decoder: str = "mean"
     num_codebooks: int = 64
     codebook_size: int = 4096
@@ -74,23 +66,13 @@ class BottleneckConfig(PreTrainedConfig):
 
 @dataclass
 class BottleneckOutput(ModelOutput):
-    """What a model with a bottleneck returns.
-
-    Parameters
-    ----------
-    loss, logits, hidden_states, attentions
-        As everywhere in transformers.
-    key_indices : torch.Tensor, optional
-        Keys that fired (codes), int64, -1 at padding: ``(B, T, C)``, or ``(B, 1, C)`` when hidden states are
-        pooled before the search. None without a bottleneck.
-    packed_states : torch.Tensor, optional
-        What enters the bottleneck, ``(N, dim)``, one row a real token, in order; None where key indices were
-        given.
-    """
+    """What a model with a bottleneck returns."""
 
     loss: Tensor | None = None
     logits: Tensor | None = None
+    # (B, T, C) or, with one state an example, (B, 1, C): the keys that fired (codes), int64, -1 at padding
     key_indices: Tensor | None = None
+    # (N, dim): what entered the bottleneck, one a real token, in order; None where key indices were given
     packed_states: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
@@ -112,32 +94,20 @@ class EncoderWithBottleNeck(PreTrainedModel):
 
     has_bottleneck = True
 
-    def _run_encoder(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None, **options: Any
-    ) -> BaseModelOutput:
-        raise NotImplementedError
-
-    def _check_options(self) -> None:
-        for name, allowed in (
-            ("pooling", ("mean", "cls")),
-            ("pool", ("before", "after")),
-            ("decoder", ("mean", "linear")),
-        ):
-            found = getattr(self.config, name)
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config)
+        choices = {"pooling": ("mean", "cls"), "pool": ("before", "after"), "decoder": ("mean", "linear")}
+        for name, allowed in choices.items():
+            found = getattr(config, name)
             if found not in allowed:
                 raise ValueError(f"{name} is {found!r}, expected one of {', '.join(allowed)}")
+        self.loss_type = "ForSequenceClassification"
 
     def _add_bottleneck(self) -> None:
         config = self.config
-        self.bottleneck = DiscreteKeyValueBottleneck(
-            config.hidden_size,
-            config.num_codebooks,
-            config.codebook_size,
-            config.num_labels if config.decoder == "mean" else None,
-            config.projection,
-            config.dim_key,
-            config.standardize,
-        )
+        dim_value = config.num_labels if config.decoder == "mean" else None
+        sizes = config.hidden_size, config.num_codebooks, config.codebook_size, dim_value
+        self.bottleneck = DiscreteKeyValueBottleneck(*sizes, config.projection, config.dim_key, config.standardize)
         if config.decoder == "linear":
             self.decoder = nn.Linear(self.bottleneck.values[:, 0].numel(), config.num_labels)
 
@@ -147,13 +117,15 @@ class EncoderWithBottleNeck(PreTrainedModel):
             module.reset_parameters()
 
     @classmethod
-    def _with_encoder(cls, encoder: nn.Module, config: PreTrainedConfig, seed: int) -> Self:
-        """Build a model with a bottleneck around a copy of a trained encoder."""
+    def _with_encoder(cls, plain: PreTrainedModel, fields: dict[str, Any], seed: int) -> Self:
+        """Build a model with a bottleneck around a copy of a plain model's encoder; `fields` are of its config."""
+        config = cls.config_class.from_dict(plain.config.to_dict() | fields)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = cls(config)
-        model.base_model.load_state_dict(encoder.state_dict())
-        return model.to(encoder.device).eval()
+        weights = plain.base_model.state_dict().items()
+        model.base_model.load_state_dict({n: w for n, w in weights if not n.startswith("pooler.")})
+        return model.to(plain.device).eval()
 
     def train(self, mode: bool = True) -> Self:
         """Set training mode; the encoder behind a bottleneck stays frozen and in evaluation mode (no dropout)."""
@@ -181,13 +153,9 @@ class EncoderWithBottleNeck(PreTrainedModel):
     ) -> Tensor:
         """Encode a uniform sample of the states that enter the bottleneck, and no row without one of them.
 
-        Which ones depends on the lengths of the rows and the seed alone. Of several processes each encodes its
-        share, and all get the whole sample.
-
-        Returns
-        -------
-        torch.Tensor
-            ``(M, dim)``, float32, M at most `max_vectors`, in the order of the positions, on the model's device.
+        Returns ``(M, dim)`` float32, M at most `max_vectors`, in the order of their positions, on the model's
+        device. Which ones depends on the lengths of the rows and the seed alone. Of several processes each encodes
+        its share, and all get the whole sample.
         """
         state, sizes = process_state(), self.states_per_row(dataset)
         ends = sizes.cumsum()
@@ -233,7 +201,9 @@ class EncoderWithBottleNeck(PreTrainedModel):
         empty = attention_mask.sum(1) == 0
         if empty.any():
             raise ValueError(f"row {int(empty.nonzero()[0])} of the batch has no real token: check attention_mask")
-        encoded = self._run_encoder(input_ids, attention_mask, token_type_ids, **options)
+        # DistilBERT has no segments
+        segments = {"token_type_ids": token_type_ids} if isinstance(self.config, BertConfig) else {}
+        encoded = self.base_model(input_ids, attention_mask, return_dict=True, **segments, **options)
         states = encoded.last_hidden_state  # (B, T, dim)
         one_state = attention_mask.new_ones(len(attention_mask), 1)
         if self.config.pooling == "cls":
@@ -266,23 +236,13 @@ class EncoderWithBottleNeck(PreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> BottleneckOutput:
-        """Classify.
+        """Classify: ``(B, T)`` int64, as BERT's tokenizer gives them, to logits ``(B, num_labels)``.
 
-        Parameters
-        ----------
-        input_ids, attention_mask, token_type_ids : torch.Tensor
-            ``(B, T)`` int64, as BERT's tokenizer gives them; DistilBERT has no segments and ignores them.
-        key_indices : torch.Tensor, optional
-            Instead of these: what an earlier call returned, or rows of it. Skips encoder and search, whose result
-            is constant once both are frozen.
-        labels : torch.Tensor, optional
-            ``(B,)``: class numbers (int64), or scores for regression.
-        output_hidden_states, output_attentions : bool, optional
-            Whether to return those of each layer of the encoder.
+        DistilBERT ignores segments. `key_indices` in place of tokens are what an earlier call returned, or rows of
+        it: they skip encoder and search, whose result is constant once both are frozen. With `labels` ``(B,)``
+        (int64 class numbers, or scores for regression) also a ``loss``.
         """
-        asked = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
-        # None leaves it to the config
-        options = {name: value for name, value in asked.items() if value is not None}
+        options = given(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
         states, encoded = None, None
         if not self.has_bottleneck:
             states, mask, encoded = self._encode(input_ids, attention_mask, token_type_ids, **options)
@@ -322,17 +282,10 @@ class BERTwithBottleNeck(EncoderWithBottleNeck, BertPreTrainedModel):
 
     def __init__(self, config: BERTwithBottleNeckConfig) -> None:
         super().__init__(config)
-        self._check_options()
-        self.loss_type = "ForSequenceClassification"
         self.bert = BertModel(config, add_pooling_layer=False)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self._add_bottleneck()
         self.post_init()
-
-    def _run_encoder(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None, **options: Any
-    ) -> BaseModelOutput:
-        return self.bert(input_ids, attention_mask, token_type_ids, return_dict=True, **options)
 
     @classmethod
     def from_teacher(
@@ -344,18 +297,13 @@ class BERTwithBottleNeck(EncoderWithBottleNeck, BertPreTrainedModel):
         codebook_size: int = 4096,
         seed: int = 0,
         **options: object,
-    ) -> "BERTwithBottleNeck":
+    ) -> Self:
         """Freeze a fine-tuned teacher's encoder and put a bottleneck with frozen keys behind it.
 
         Parameters as in `DistilBERTwithBottleNeck.discretize`; the teacher's head and pooler are left behind.
         """
         shape = {"pooling": "mean", "num_codebooks": num_codebooks, "codebook_size": codebook_size}
-        config = cls.config_class.from_dict(teacher.config.to_dict() | shape | options)
-        encoder = BertModel(config, add_pooling_layer=False)
-        encoder.load_state_dict(
-            {name: weight for name, weight in teacher.bert.state_dict().items() if not name.startswith("pooler.")}
-        )
-        return cls._with_encoder(encoder.to(teacher.device), config, seed)._fit_keys(dataset, seed)
+        return cls._with_encoder(teacher, shape | options, seed)._fit_keys(dataset, seed)
 
 
 class DistilBERTwithBottleNeckConfig(BottleneckConfig, DistilBertConfig):
@@ -378,8 +326,6 @@ class DistilBERTwithBottleNeck(EncoderWithBottleNeck, DistilBertPreTrainedModel)
 
     def __init__(self, config: DistilBERTwithBottleNeckConfig) -> None:
         super().__init__(config)
-        self._check_options()
-        self.loss_type = "ForSequenceClassification"
         self.has_bottleneck = config.has_bottleneck
         self.distilbert = DistilBertModel(config)
         self.dropout = nn.Dropout(config.seq_classif_dropout)
@@ -389,52 +335,27 @@ class DistilBERTwithBottleNeck(EncoderWithBottleNeck, DistilBertPreTrainedModel)
             self.classifier = nn.Linear(config.dim, config.num_labels)
         self.post_init()
 
-    def _run_encoder(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None, **options: Any
-    ) -> BaseModelOutput:
-        return self.distilbert(input_ids, attention_mask, return_dict=True, **options)
-
     @classmethod
-    def for_task(cls, task: str | Task, checkpoint: str, **options: object) -> "DistilBERTwithBottleNeck":
+    def for_task(cls, task: str | Task, checkpoint: str, **options: object) -> Self:
         """Start a plain student from a pretrained DistilBERT, a folder or hub name."""
-        return cls.from_pretrained(
-            resolve_checkpoint(checkpoint),
-            dtype=torch.float32,
-            use_safetensors=True,
-            **label_config(get_task(task)),
-            **options,
-        )
+        options = {"dtype": torch.float32, "use_safetensors": True, **options}
+        return cls.from_pretrained(resolve_checkpoint(checkpoint), **label_config(get_task(task)), **options)
 
     @classmethod
-    def from_teacher(
-        cls, teacher: BERTbase, num_layers: int | None = None, **options: object
-    ) -> "DistilBERTwithBottleNeck":
+    def from_teacher(cls, teacher: BERTbase, num_layers: int | None = None, **options: object) -> Self:
         """Start a plain student from every other layer of a BERT teacher, whose head is left behind.
 
-        DistilBERT has no segments: the embedding of segment 0, which BERT adds to every token of a first
-        sentence, is folded into the position embeddings (Sanh et al. 2019 drop it).
-
-        Parameters
-        ----------
-        teacher : BERTbase
-            Fine-tuned or not.
-        num_layers : int, optional
-            Layers kept, evenly spaced from the first; half of the teacher's by default.
-        **options
-            Further fields of the config, for example ``pooling="cls"``.
-
-        Raises
-        ------
-        ValueError
-            If `num_layers` is not between 1 and the teacher's number of layers.
+        `num_layers`, by default half of the teacher's, are kept, evenly spaced from the first; raises ValueError
+        if there are not so many. DistilBERT has no segments: the embedding of segment 0, which BERT adds to every
+        token of a first sentence, is folded into the position embeddings (Sanh et al. 2019 drop it). `options` are
+        further fields of the config.
         """
         source = teacher.config
         num_layers = num_layers or source.num_hidden_layers // 2
         if not 1 <= num_layers <= source.num_hidden_layers:
             raise ValueError(f"num_layers is {num_layers}, expected 1 to {source.num_hidden_layers}")
+        same = ("vocab_size", "max_position_embeddings", "pad_token_id", "id2label", "label2id", "problem_type")
         config = cls.config_class(
-            vocab_size=source.vocab_size,
-            max_position_embeddings=source.max_position_embeddings,
             n_layers=num_layers,
             n_heads=source.num_attention_heads,
             dim=source.hidden_size,
@@ -442,10 +363,7 @@ class DistilBERTwithBottleNeck(EncoderWithBottleNeck, DistilBertPreTrainedModel)
             dropout=source.hidden_dropout_prob,
             attention_dropout=source.attention_probs_dropout_prob,
             activation=source.hidden_act,
-            pad_token_id=source.pad_token_id,
-            id2label=source.id2label,
-            label2id=source.label2id,
-            problem_type=source.problem_type,
+            **{name: getattr(source, name) for name in same},
             **options,
         )
         student = cls(config)
@@ -460,34 +378,21 @@ class DistilBERTwithBottleNeck(EncoderWithBottleNeck, DistilBertPreTrainedModel)
         codebook_size: int = 4096,
         seed: int = 0,
         **options: object,
-    ) -> "DistilBERTwithBottleNeck":
+    ) -> Self:
         """Return a new student: this one's encoder, frozen, and a bottleneck with frozen keys and values at zero.
 
-        Parameters
-        ----------
-        dataset : CustomDataset
-            The keys are fitted on the hidden states of its real tokens; its labels are not looked at.
-        num_codebooks, codebook_size : int
-            C and K.
-        seed : int
-            Seed for the keys and a linear decoder's weights.
-        **options
-            Further fields of `BottleneckConfig`.
+        The keys are fitted on the hidden states of the real tokens of `dataset`, whose labels are not looked at.
+        `seed` is for the keys and a linear decoder's weights; `options` are further fields of `BottleneckConfig`.
         """
         shape = {"num_codebooks": num_codebooks, "codebook_size": codebook_size, "has_bottleneck": True}
-        config = self.config_class.from_dict(self.config.to_dict() | shape | options)
-        return self._with_encoder(self.distilbert, config, seed)._fit_keys(dataset, seed)
+        return self._with_encoder(self, shape | options, seed)._fit_keys(dataset, seed)
 
-    def carry_keys(self, teacher: BERTwithBottleNeck) -> "DistilBERTwithBottleNeck":
+    def carry_keys(self, teacher: BERTwithBottleNeck) -> Self:
         """Return a new student: this one's encoder, frozen, behind the teacher's own keys, with values at zero.
 
         Standardisation, projection and keys are the teacher's, bit for bit. They mean something to this encoder
-        only if its hidden states were aligned to the teacher's before: see `DistillationTrainer`.
-
-        Raises
-        ------
-        ValueError
-            If the hidden states of the two differ in width.
+        only if its hidden states were aligned to the teacher's before: see `DistillationTrainer`. Raises
+        ValueError if the hidden states of the two differ in width.
         """
         source = teacher.config
         if source.hidden_size != self.config.dim:
@@ -496,24 +401,19 @@ class DistilBERTwithBottleNeck(EncoderWithBottleNeck, DistilBertPreTrainedModel)
                 f"{self.config.dim}: keys can be carried only between equal widths"
             )
         carried = {name: getattr(source, name) for name in BottleneckConfig.__annotations__}
-        config = self.config_class.from_dict(self.config.to_dict() | carried | {"has_bottleneck": True})
-        student = self._with_encoder(self.distilbert, config, seed=0)
-        own = dict(student.bottleneck.named_buffers())
-        for name, buffer in teacher.bottleneck.named_buffers():
-            own[name].copy_(buffer)
+        student = self._with_encoder(self, carried | {"has_bottleneck": True}, seed=0)
+        own = student.bottleneck
+        own.load_state_dict(own.state_dict() | dict(teacher.bottleneck.named_buffers()))
         return student
 
 
 def _teacher_weights(teacher: BERTbase, num_layers: int) -> dict[str, Tensor]:
     """Rename the teacher's encoder weights to DistilBERT's names, keeping every other layer."""
     weights = teacher.bert.state_dict()
-    positions = weights["embeddings.position_embeddings.weight"]
-    renamed = {
-        "embeddings.word_embeddings.weight": weights["embeddings.word_embeddings.weight"],
-        "embeddings.position_embeddings.weight": positions + weights["embeddings.token_type_embeddings.weight"][0],
-        "embeddings.LayerNorm.weight": weights["embeddings.LayerNorm.weight"],
-        "embeddings.LayerNorm.bias": weights["embeddings.LayerNorm.bias"],
-    }
+    renamed = {name: weight for name, weight in weights.items() if name.startswith("embeddings.")}
+    segments = renamed.pop("embeddings.token_type_embeddings.weight")
+    positions = "embeddings.position_embeddings.weight"
+    renamed[positions] = weights[positions] + segments[0]
     for layer in range(num_layers):
         taken = layer * teacher.config.num_hidden_layers // num_layers
         for old, new in _LAYER_NAMES.items():

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -35,15 +35,17 @@ def label_config(task: Task) -> dict[str, Any]:
     }
 
 
-class BERTbaseConfig(BertConfig):
-    """BERT's config and its pooling.
+def given(**options: bool | None) -> dict[str, bool]:
+    """Leave out options that are None, for the config to decide: handed on, None would mean no."""
+    return {name: value for name, value in options.items() if value is not None}
 
-    ``"cls"`` is BERT's own: its pretrained pooler on the [CLS] token. ``"mean"`` takes the mean over the real
-    tokens, the way all-MiniLM-L6-v2 was pretrained.
-    """
+
+class BERTbaseConfig(BertConfig):
+    """BERT's config and its pooling."""
 
     model_type = "kvlib-bert"
 
+    # BERT's own pretrained pooler on [CLS], or the "mean" over the real tokens, with which MiniLM was pretrained
     pooling: str = "cls"
 
 
@@ -66,26 +68,11 @@ class BERTbase(BertPreTrainedModel):
         self.post_init()
 
     @classmethod
-    def for_task(
-        cls, task: str | Task, checkpoint: str = "minilm", pooling: str = "mean", seed: int = 0
-    ) -> "BERTbase":
-        """Load a pretrained BERT with a new head for `task`.
+    def for_task(cls, task: str | Task, checkpoint: str = "minilm", pooling: str = "mean", seed: int = 0) -> Self:
+        """Load a pretrained BERT, a folder or hub name, with a new head for one of the eight GLUE tasks.
 
-        Parameters
-        ----------
-        task : str or Task
-            One of the eight GLUE tasks.
-        checkpoint : str
-            Folder or hub name of a BERT checkpoint; ``"minilm"`` for the pip-installed one.
-        pooling : {"mean", "cls"}
-            As in `BERTbaseConfig`.
-        seed : int
-            Seed for the new head's weights (and PyTorch's generator from here on).
-
-        Raises
-        ------
-        ValueError
-            If the checkpoint names its labels otherwise than the task, or in another order.
+        The head's weights come from `seed` (and PyTorch's generator goes on from there). Raises ValueError if the
+        checkpoint names its labels otherwise than the task, or in another order.
         """
         task, path = get_task(task), resolve_checkpoint(checkpoint)
         pretrained = BertConfig.from_pretrained(path)
@@ -117,9 +104,7 @@ class BERTbase(BertPreTrainedModel):
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        asked = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
-        # None leaves it to the config
-        options = {name: value for name, value in asked.items() if value is not None}
+        options = given(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
         encoded = self.bert(input_ids, attention_mask, token_type_ids, return_dict=True, **options)
         pooled = encoded.pooler_output
         if self.config.pooling == "mean":
@@ -144,21 +129,9 @@ def model_outputs(
 ) -> Iterator[tuple[np.ndarray, Any]]:
     """Run a model over a data set, in evaluation mode and without a graph; its mode is put back afterwards.
 
-    Parameters
-    ----------
-    model, dataset
-        Teacher or student, and the rows.
-    call : callable, optional
-        What to call with the inputs of each batch, on the model's device; by default the model.
-    batch_size : int
-        Rows a batch.
-    rows : sequence of int, optional
-        Which rows, in which order; by default all, like lengths together to save padding.
-
-    Yields
-    ------
-    rows, output
-        The numbers of the batch's rows, in its order, and what `call` returned.
+    Yields the row numbers of each batch, in its order, and what `call` (by default the model) returned for its
+    inputs, on the model's device. `rows` says which rows in which order; by default all, like lengths together to
+    save padding.
     """
     order = dataset.lengths.argsort(kind="stable") if rows is None else np.asarray(rows, dtype=np.int64)
     was_training = model.training
@@ -199,11 +172,9 @@ def predict_packed(
 
 
 def predict_states(model: PreTrainedModel, dataset: CustomDataset, batch_size: int = 64) -> Tensor:
-    """Return the last hidden states of all real tokens, row after row: ``(sum(lengths), dim)``, on the CPU.
+    """Return the last hidden states of real tokens, row after row: ``(sum(lengths), dim)`` float16, on the CPU."""
 
-    They are float16, which is half the disk; a BERT's states are of the order of one.
-    """
-
+    # half the disk; a BERT's states are of the order of one
     def states(attention_mask: Tensor, **inputs: Tensor) -> Tensor:
         encoded = model.base_model(attention_mask=attention_mask, **inputs)
         return encoded.last_hidden_state[attention_mask.bool()].half()
@@ -213,22 +184,23 @@ def predict_states(model: PreTrainedModel, dataset: CustomDataset, batch_size: i
 
 def cached_logits(teacher: PreTrainedModel, dataset: CustomDataset, path: str | Path) -> Tensor:
     """Return what `predict_logits` gives, computed only if there is no file `path`; raises as `cached_tensors`."""
-    made_from = _made_from(teacher, dataset)
-    return cached_tensors(path, made_from, lambda: {"logits": predict_logits(teacher, dataset)})["logits"]
+    return _cached("logits", predict_logits, teacher, dataset, path)
 
 
 def cached_states(teacher: PreTrainedModel, dataset: CustomDataset, path: str | Path) -> Tensor:
     """Return what `predict_states` gives, computed only if there is no file `path`; raises as `cached_tensors`."""
-    made_from = _made_from(teacher, dataset)
-    return cached_tensors(path, made_from, lambda: {"states": predict_states(teacher, dataset)})["states"]
+    return _cached("states", predict_states, teacher, dataset, path)
 
 
-def _made_from(teacher: PreTrainedModel, dataset: CustomDataset) -> dict[str, str]:
-    return {
+def _cached(
+    name: str, predict: Callable[..., Tensor], teacher: PreTrainedModel, dataset: CustomDataset, path: str | Path
+) -> Tensor:
+    made_from = {
         "teacher": fingerprint(teacher),
         "tokenizer": tokenizer_fingerprint(dataset.tokenizer),
         "rows": dataset.fingerprint,
     }
+    return cached_tensors(path, made_from, lambda: {name: predict(teacher, dataset)})[name]
 
 
 AutoConfig.register(BERTbaseConfig.model_type, BERTbaseConfig)
