@@ -92,8 +92,6 @@ class EncoderWithBottleNeck(PreTrainedModel):
     # key search in half precision picks other keys
     _keep_in_fp32_modules_strict = ["bottleneck"]  # noqa: RUF012 (transformers' own declaration)
 
-    has_bottleneck = True
-
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
         choices = {"pooling": ("mean", "cls"), "pool": ("before", "after"), "decoder": ("mean", "linear")}
@@ -102,14 +100,23 @@ class EncoderWithBottleNeck(PreTrainedModel):
             if found not in allowed:
                 raise ValueError(f"{name} is {found!r}, expected one of {', '.join(allowed)}")
         self.loss_type = "ForSequenceClassification"
+        # only a student's config has the choice
+        self.has_bottleneck = getattr(config, "has_bottleneck", True)
 
-    def _add_bottleneck(self) -> None:
+    def _add_head(self, dropout: float) -> None:
         config = self.config
-        dim_value = config.num_labels if config.decoder == "mean" else None
-        sizes = config.hidden_size, config.num_codebooks, config.codebook_size, dim_value
-        self.bottleneck = DiscreteKeyValueBottleneck(*sizes, config.projection, config.dim_key, config.standardize)
-        if config.decoder == "linear":
-            self.decoder = nn.Linear(self.bottleneck.values[:, 0].numel(), config.num_labels)
+        self.dropout = nn.Dropout(dropout)
+        if self.has_bottleneck:
+            dim_value = config.num_labels if config.decoder == "mean" else None
+            sizes = config.hidden_size, config.num_codebooks, config.codebook_size, dim_value
+            self.bottleneck = DiscreteKeyValueBottleneck(
+                *sizes, config.projection, config.dim_key, config.standardize
+            )
+            if config.decoder == "linear":
+                self.decoder = nn.Linear(self.bottleneck.values[:, 0].numel(), config.num_labels)
+        else:
+            self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -243,7 +250,7 @@ class EncoderWithBottleNeck(PreTrainedModel):
         (int64 class numbers, or scores for regression) also a ``loss``.
         """
         options = given(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
-        states, encoded = None, None
+        states, encoded = None, BaseModelOutput()
         if not self.has_bottleneck:
             states, mask, encoded = self._encode(input_ids, attention_mask, token_type_ids, **options)
             logits = self.classifier(self.dropout(pool_real_tokens(states, mask)))
@@ -256,14 +263,8 @@ class EncoderWithBottleNeck(PreTrainedModel):
                 key_indices = found.new_full((*mask.shape, found.shape[-1]), -1)
                 key_indices[mask.bool()] = found
             logits = self.decode(key_indices)
-        return BottleneckOutput(
-            loss=None if labels is None else self.loss_function(labels, logits, self.config),
-            logits=logits,
-            key_indices=key_indices,
-            packed_states=states,
-            hidden_states=encoded.hidden_states if encoded else None,
-            attentions=encoded.attentions if encoded else None,
-        )
+        loss = None if labels is None else self.loss_function(labels, logits, self.config)
+        return BottleneckOutput(loss, logits, key_indices, states, encoded.hidden_states, encoded.attentions)
 
 
 class BERTwithBottleNeckConfig(BottleneckConfig, BertConfig):
@@ -283,9 +284,7 @@ class BERTwithBottleNeck(EncoderWithBottleNeck, BertPreTrainedModel):
     def __init__(self, config: BERTwithBottleNeckConfig) -> None:
         super().__init__(config)
         self.bert = BertModel(config, add_pooling_layer=False)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self._add_bottleneck()
-        self.post_init()
+        self._add_head(config.hidden_dropout_prob)
 
     @classmethod
     def from_teacher(
@@ -326,14 +325,8 @@ class DistilBERTwithBottleNeck(EncoderWithBottleNeck, DistilBertPreTrainedModel)
 
     def __init__(self, config: DistilBERTwithBottleNeckConfig) -> None:
         super().__init__(config)
-        self.has_bottleneck = config.has_bottleneck
         self.distilbert = DistilBertModel(config)
-        self.dropout = nn.Dropout(config.seq_classif_dropout)
-        if self.has_bottleneck:
-            self._add_bottleneck()
-        else:
-            self.classifier = nn.Linear(config.dim, config.num_labels)
-        self.post_init()
+        self._add_head(config.seq_classif_dropout)
 
     @classmethod
     def for_task(cls, task: str | Task, checkpoint: str, **options: object) -> Self:

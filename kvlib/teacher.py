@@ -111,12 +111,8 @@ class BERTbase(BertPreTrainedModel):
             real = attention_mask.unsqueeze(-1).to(encoded.last_hidden_state.dtype)  # (B, T, 1)
             pooled = (encoded.last_hidden_state * real).sum(1) / real.sum(1)
         logits = self.classifier(self.dropout(pooled))
-        return SequenceClassifierOutput(
-            loss=None if labels is None else self.loss_function(labels, logits, self.config),
-            logits=logits,
-            hidden_states=encoded.hidden_states,
-            attentions=encoded.attentions,
-        )
+        loss = None if labels is None else self.loss_function(labels, logits, self.config)
+        return SequenceClassifierOutput(loss, logits, encoded.hidden_states, encoded.attentions)
 
 
 @torch.no_grad()
