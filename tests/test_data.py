@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kvlib import TASKS, CustomDataset, DistilBERTwithBottleNeck, compute_metrics, hold_out, load_glue
-from kvlib.data import MINI_GLUE
+from kvlib.glue import MINI_GLUE
 from kvlib.teacher import predict_states
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "glue"
@@ -65,21 +65,24 @@ def test_split_in_two_formats_is_refused(folder):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("text\tlabel\tidx\nA film.\t1\t0\n", r"no column 'sentence': expected sentence, label, idx, found text"),
-        ("sentence\tlabel\tidx\nA film.\t2\t0\n", r"row 1 has label '2', expected one of 0 \(negative\), 1"),
-        ("sentence\tlabel\tidx\nA film.\tgood\t0\n", r"row 1 has label 'good'"),
-        ("sentence\tlabel\tidx\nA film.\t-1\t0\n", r"row 1 has label '-1'"),
-        ("sentence\tlabel\tidx\nA film.\t1\t0\n \t1\t1\n", r"row 2 has no text in column 'sentence'"),
+        ("text\tlabel\tidx\nA film.\t1\t0\n", r"no column 'sentence': expected sentence, label, found text"),
+        ("sentence\tlabel\tidx\nA film.\t2\t0\n", r"line 2 has label '2', expected one of 0 \(negative\), 1"),
+        ("sentence\tlabel\tidx\nA film.\tgood\t0\n", r"line 2 has label 'good'"),
+        ("sentence\tlabel\tidx\nA film.\t-1\t0\n", r"line 2 has label '-1'"),
+        ("sentence\tlabel\tidx\nA film.\t1\t0\n \t1\t1\n", r"1 rows have no text in column 'sentence' \(line 3\)"),
         ("sentence\tlabel\tidx\nA film.\t1\n", r"line 2 has 2 fields, the header has 3"),
         (
             "sentence\tlabel\tidx\nA film.\t1\t7\nA play.\t1\t7\n",
-            r"row 2 has idx '7', expected whole numbers, each once",
+            r"line 3 has idx '7', expected whole numbers, each once",
         ),
         (
             "sentence\tlabel\tidx\nA film.\t1\t0.2\nA play.\t1\t0.7\n",
-            r"row 1 has idx '0.2', expected whole numbers",
+            r"line 2 has idx '0.2', expected whole numbers",
         ),
-        ("sentence\tlabel\tidx\nA film.\t1\t0\nA play.\t1\tone\n", r"row 2 has idx 'one', expected whole numbers"),
+        (
+            "sentence\tlabel\tidx\nA film.\t1\t0\nA play.\t1\tone\n",
+            r"line 3 has idx 'one', expected whole numbers",
+        ),
         ("sentence\tlabel\tidx\n", r"no rows"),
     ],
 )
@@ -276,3 +279,30 @@ def test_fingerprint_changes_with_order_text_and_label(mrpc, tokenizer):
 
 def test_mini_glue_lies_where_the_package_looks():
     assert MINI_GLUE.is_dir()
+
+
+@pytest.mark.parametrize("length", [0, 1, 4])
+def test_lengths_without_room_for_a_text_are_refused(length, mrpc, tokenizer):
+    with pytest.raises(
+        ValueError, match=rf"max_length is {length}, expected at least 5: 3 special tokens and a word"
+    ):
+        CustomDataset(mrpc["train"].select([0]), tokenizer, "mrpc", max_length=length)
+
+
+@pytest.mark.parametrize("suffix", ["tsv", "csv", "jsonl"])
+def test_class_names_are_labels_too(folder, suffix):
+    rows = [{"sentence": "A fine film.", "label": "positive"}, {"sentence": "A dull film.", "label": "negative"}]
+    (folder / "sst2" / "train.tsv").unlink()
+    path, separator = folder / "sst2" / f"train.{suffix}", "\t" if suffix == "tsv" else ","
+    if suffix == "jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    else:
+        lines = [separator.join(row.values()) for row in rows]
+        path.write_text("\n".join([separator.join(rows[0]), *lines]))
+    assert load_glue("sst2", folder)["train"]["label"][:] == [1, 0]
+
+
+def test_columns_that_are_found_are_those_of_the_file(folder):
+    (folder / "sst2" / "train.tsv").write_text("text\tlabel\nA film.\t1\n")
+    with pytest.raises(ValueError, match=r"no column 'sentence': expected sentence, label, found text, label$"):
+        load_glue("sst2", folder)
