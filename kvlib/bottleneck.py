@@ -123,13 +123,22 @@ class DiscreteKeyValueBottleneck(nn.Module):
         """Find the key indices ``(..., C)``, int64, of hidden states ``(..., dim)``: real tokens, no padding.
 
         The search is in full precision, whatever their dtype or autocast. Raises ValueError if the last dimension
-        is not `dim` or a number is not finite, RuntimeError if there are no keys yet.
+        is not `dim` or a number is not finite, RuntimeError if there are no keys yet. Warns if half precision has
+        rounded most dimensions to less than four steps a standard deviation.
         """
         dim = len(self.mean)
         if hidden_states.shape[-1:] != (dim,):
             raise ValueError(f"hidden_states has shape {tuple(hidden_states.shape)}, expected (..., {dim})")
         require_finite(hidden_states, "hidden_states")
         self._require_keys()
+        if hidden_states.dtype in (torch.float16, torch.bfloat16):
+            step = torch.finfo(hidden_states.dtype).eps * self.mean.abs()
+            if (step > self.std / 4).double().mean() > 0.5:
+                warnings.warn(
+                    f"hidden_states are {hidden_states.dtype} and so far from zero that rounding has merged them: "
+                    "compute them in float32, or subtract their mean before",
+                    stacklevel=2,
+                )
         flat = hidden_states.reshape(-1, dim)
         found = torch.empty(len(flat), self.num_codebooks, dtype=torch.int64, device=flat.device)
         # in parts: their standardised copies stay small
@@ -173,7 +182,7 @@ class DiscreteKeyValueBottleneck(nn.Module):
     @torch.no_grad()
     def init_keys(
         self,
-        batches: Iterable[Tensor | tuple[Tensor, Tensor]],
+        batches: Tensor | Iterable[Tensor | tuple[Tensor, Tensor]],
         passes: int = 5,
         batch_size: int = 2048,
         decay: float = 0.95,
@@ -182,16 +191,21 @@ class DiscreteKeyValueBottleneck(nn.Module):
     ) -> pd.DataFrame:
         """Fit standardisation and keys on unlabelled hidden states, in one pass over them.
 
-        `batches` yields hidden states ``(..., dim)``, or pairs of them and an attention mask ``(...)``, 0 at
-        padding. The pass draws a uniform sample of at most `max_vectors`, so memory does not grow with the data;
-        which ones depends on their positions in the stream and the seed alone. A key is a mean of
-        `max_vectors` / K vectors: raise it with K. The keys then follow moving averages (`update_keys`), `passes`
-        times over the sample in steps of at most `batch_size` vectors.
+        `batches` is a tensor of hidden states ``(..., dim)`` or yields such tensors, or pairs of them and an
+        attention mask ``(...)``, 0 at padding. The pass draws a uniform sample of at most `max_vectors`, so memory
+        does not grow with the data; which ones depends on their positions in the stream and the seed alone. A key
+        is a mean of `max_vectors` / K vectors: raise it with K. The keys then follow moving averages
+        (`update_keys`), `passes` times over the sample in steps of at most `batch_size` vectors.
 
         Returns what `update_keys` measured, one row a ``step``. Raises RuntimeError if the keys are frozen,
-        ValueError if there are no vectors or one is not finite; warns if K exceeds a quarter of the distinct ones.
+        ValueError if there are no vectors, one is not finite, or a setting is out of range (`decay` is from 0 to
+        below 1); warns if K exceeds a quarter of the distinct ones.
         """
         self._require_not_frozen()
+        for name, number in (("batch_size", batch_size), ("max_vectors", max_vectors)):
+            if number < 1:
+                raise ValueError(f"{name} is {number}, expected a positive number")
+        batches = [batches] if isinstance(batches, Tensor) else batches
         sample = _sample_stream(batches, len(self.mean), max_vectors, seed).to(self.keys.device)
         distinct = first_of_equal(sample).unique()
         if self.codebook_size > len(distinct) / 4:
@@ -228,6 +242,8 @@ class DiscreteKeyValueBottleneck(nn.Module):
         ``quantization_error`` (mean squared distance over the variance of the vectors).
         """
         self._require_not_frozen()
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay is {decay}, expected a number from 0 to below 1")
         (C, K, d), N = self.keys.shape, len(vectors)
         flat = (nearest_keys(vectors, self.keys) + torch.arange(C, device=vectors.device) * K).flatten()
         rows = vectors.reshape(-1, d)  # (N · C, d)

@@ -28,8 +28,8 @@ def distillation_loss(
 
     Raises ValueError unless T > 0 and alpha is from 0 to 1, if shapes disagree, or if a term's input is missing.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}, expected a positive number")
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature is {temperature}, expected a positive, finite number")
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is {alpha}, expected the weight of the teacher's loss, from 0 to 1")
     if alpha > 0 and teacher_logits is None:

@@ -176,6 +176,10 @@ class DistillationTrainer(FineTuningTrainer):
 
     def _loss(self, outputs: ModelOutput, inputs: dict[str, Tensor]) -> Tensor:
         teacher_logits = inputs.get("teacher_logits")
+        if self.alpha > 0 and teacher_logits is None and self.model.training:
+            raise ValueError(
+                f"alpha is {self.alpha} but a batch has no teacher_logits: the collate function drops them"
+            )
         alpha = self.alpha if teacher_logits is not None else 0.0
         loss = distillation_loss(outputs.logits, teacher_logits, inputs["labels"], self.temperature, alpha)
         if self.hidden_weight > 0 and "teacher_states" in inputs:
@@ -248,6 +252,11 @@ def fine_tune(
         "use_cpu": not torch.accelerator.is_available(),
     }
     settings = TrainingArguments(str(output_dir), **(settings | arguments))
+    for name in ("eval_strategy", "logging_strategy"):
+        if getattr(settings, name) == "steps":
+            raise ValueError(
+                f"{name} is 'steps', but the history that is returned has a row an epoch: leave it out"
+            )
     if settings.n_gpu > 1:
         raise ValueError(
             f"{settings.n_gpu} GPUs are visible to one process, and each would take a batch of {batch_size}: "

@@ -482,3 +482,39 @@ def test_a_dimension_that_the_encoder_has_switched_off_does_not_decide():
     torch.testing.assert_close(layer.std[:3], states.std(0, correction=0)[:3])
     # another encoder, with that dimension on, is measured on its own scale
     assert layer.split(states + torch.tensor([0.0, 0.0, 0.0, 1.0])).abs().max() < 10
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decay": 2.0}, r"decay is 2.0, expected a number from 0 to below 1"),
+        ({"decay": -1}, r"decay is -1"),
+        ({"max_vectors": -1}, r"max_vectors is -1, expected a positive number"),
+        ({"batch_size": 0}, r"batch_size is 0"),
+    ],
+)
+def test_settings_of_the_keys_that_mean_nothing_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        DiscreteKeyValueBottleneck(8, 2, 4).init_keys([torch.randn(64, 8)], **options)
+
+
+def test_one_tensor_is_a_stream_of_one_batch():
+    states = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    one, several = DiscreteKeyValueBottleneck(8, 2, 4), DiscreteKeyValueBottleneck(8, 2, 4)
+    one.init_keys(states)
+    several.init_keys([states])
+    assert torch.equal(one.keys, several.keys)
+
+
+def test_half_precision_far_from_zero_is_told():
+    states = torch.randn(256, 8, generator=torch.Generator().manual_seed(0))
+    for shift, told in ((0.0, False), (1000.0, True)):
+        bottleneck = DiscreteKeyValueBottleneck(8, 2, 16)
+        bottleneck.init_keys([states + shift])
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            bottleneck.quantize((states + shift).bfloat16())
+            bottleneck.quantize(states + shift)
+        assert [str(w.message).startswith("hidden_states are torch.bfloat16 and so far") for w in caught] == [
+            True
+        ] * told

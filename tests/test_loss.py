@@ -207,3 +207,9 @@ def test_hidden_states_of_other_tokens_or_widths_are_refused():
             hidden_state_loss(student, other)
         with pytest.raises(ValueError, match=r"student_states \(6, 8\) and teacher_states \(.* same shape"):
             alignment_loss(bottleneck, student, other)
+
+
+def test_infinite_temperature_is_refused():
+    logits = torch.randn(4, 2)
+    with pytest.raises(ValueError, match=r"temperature is inf, expected a positive, finite number"):
+        distillation_loss(logits, logits, temperature=float("inf"))

@@ -327,3 +327,34 @@ def test_alignment_makes_a_student_fire_its_teachers_keys(aligned, taught, tmp_p
     # 44 % before any training; after it 39 % without alignment, 48 % with: half of the difference is asked for
     assert agreement["aligned"] > agreement["none"] + 0.045
     assert agreement["aligned"] > agreement["start"] + 0.02
+
+
+def test_collate_that_drops_the_teachers_logits_is_told(taught, tmp_path):
+    train, held_out, student = taught
+
+    class Dropping(CustomDataset):
+        def collate(self, examples):
+            return {name: column for name, column in super().collate(examples).items() if name != "teacher_logits"}
+
+    spoiled = copy.copy(train)
+    spoiled.__class__ = Dropping
+    with pytest.raises(ValueError, match=r"alpha is 0.9 but a batch has no teacher_logits: the collate"):
+        fine_tune(
+            copy.deepcopy(student), spoiled, held_out, tmp_path,
+            epochs=1, learning_rate=1e-4, trainer=DistillationTrainer,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["eval_strategy", "logging_strategy"])
+def test_strategies_that_would_lose_the_history_are_refused_at_once(name, taught, tmp_path):
+    train, held_out, student = taught
+    with pytest.raises(ValueError, match=rf"{name} is 'steps', but the history"):
+        fine_tune(
+            student,
+            train,
+            held_out,
+            tmp_path,
+            epochs=1,
+            learning_rate=1e-4,
+            **{name: "steps", "load_best_model_at_end": False},
+        )
