@@ -181,7 +181,7 @@ def rows() -> list[tuple[str, str]]:
 def main() -> None:
     """Write the data set next to this file."""
     (HERE / "capstone").mkdir(exist_ok=True)
-    text = "".join(f"{label}\t{text}\n" for label, text in rows())
+    text = "label\tsentence\n" + "".join(f"{label}\t{text}\n" for label, text in rows())
     (HERE / "capstone" / "messages.tsv").write_text(text, encoding="utf-8", newline="\n")
 
 

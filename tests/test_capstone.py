@@ -19,7 +19,8 @@ FILE = DATA / "capstone" / "messages.tsv"
 
 @pytest.fixture(scope="module")
 def messages():
-    rows = [line.split("\t") for line in FILE.read_text(encoding="utf-8").splitlines()]
+    header, *rows = [line.split("\t") for line in FILE.read_text(encoding="utf-8").splitlines()]
+    assert header == ["label", "sentence"]
     assert all(len(row) == 2 for row in rows)
     return [label for label, _ in rows], [sentence for _, sentence in rows]
 

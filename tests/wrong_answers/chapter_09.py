@@ -139,40 +139,38 @@ def blank_is_wrong(text, names):
 def split(table, share, seed):
     """The right draw: the places of the validation rows."""
     generator = np.random.default_rng(seed)
-    places = [np.flatnonzero(table["label"] == label) for label in (0, 1)]
+    places = [np.flatnonzero(table["label"] == label) for label in sorted(set(table["label"]))]
     return np.concatenate([generator.permutation(part)[: round(share * len(part))] for part in places])
 
 
 def write(table, folder, places, train=None):
-    (folder / "sst2").mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     left = table.drop(index=table.index[places]) if train is None else train
     for name, part in (("train", left), ("validation", table.iloc[places])):
-        rows = zip(part["sentence"], part["label"], range(len(part)), strict=True)
-        lines = ["sentence\tlabel\tidx", *("\t".join(map(str, row)) for row in rows)]
-        (folder / "sst2" / f"{name}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        rows = zip(part["sentence"], part["label"], strict=True)
+        lines = ["sentence\tlabel", *("\t".join(map(str, row)) for row in rows)]
+        (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-@wrong("9.2", "no folder for the task", "can be loaded", "folder/sst2/train.tsv")
-def without_task(table, folder, share=0.25, seed=0):
+@wrong("9.2", "another name", "can be loaded", "folder/validation.tsv")
+def another_name(table, folder, share=0.25, seed=0):
     write(table, folder, split(table, share, seed))
-    for path in (folder / "sst2").iterdir():
-        path.rename(folder / path.name)
-    (folder / "sst2").rmdir()
+    (folder / "validation.tsv").rename(folder / "dev.tsv")
 
 
 @wrong("9.2", "no header", "can be loaded", "a header line")
 def without_header(table, folder, share=0.25, seed=0):
     write(table, folder, split(table, share, seed))
-    for path in (folder / "sst2").iterdir():
+    for path in folder.iterdir():
         path.write_text(path.read_text(encoding="utf-8").split("\n", 1)[1], encoding="utf-8")
 
 
 @wrong("9.2", "to_csv with quoting", "keeps every character", "csv.QUOTE_NONE")
 def quoted(table, folder, share=0.25, seed=0):
-    (folder / "sst2").mkdir(parents=True)
+    folder.mkdir(parents=True)
     validation = table.iloc[split(table, share, seed)]
     for name, part in (("train", table.drop(validation.index)), ("validation", validation)):
-        part.to_csv(folder / "sst2" / f"{name}.tsv", sep="\t", index=False, quoting=csv.QUOTE_MINIMAL)
+        part.to_csv(folder / f"{name}.tsv", sep="\t", index=False, quoting=csv.QUOTE_MINIMAL)
 
 
 @wrong("9.2", "trains on all rows", "puts each sentence on one side, and none on both", "leaves train")
@@ -185,6 +183,11 @@ def shuffled_column(table, folder, share=0.25, seed=0):
     order = np.random.default_rng(seed).permutation(len(table))
     table = table.assign(sentence=table["sentence"].to_numpy()[order])
     write(table, folder, split(table, share, seed))
+
+
+@wrong("9.2", "knows two classes only", "takes the same share of each class", "in each class by itself")
+def two_classes(table, folder, share=0.25, seed=0):
+    write(table, folder, split(table[table["label"] < 2], share, seed))
 
 
 @wrong("9.2", "draws from all rows", "takes the same share of each class", "stratified means")
@@ -200,7 +203,7 @@ def end_of_file(table, folder, share=0.25, seed=0):
 
 @wrong("9.2", "first rows of each class", "draws the validation rows by chance", "shuffle each class")
 def first_rows(table, folder, share=0.25, seed=0):
-    places = [np.flatnonzero(table["label"] == label) for label in (0, 1)]
+    places = [np.flatnonzero(table["label"] == label) for label in sorted(set(table["label"]))]
     write(table, folder, np.concatenate([part[: round(share * len(part))] for part in places]))
 
 

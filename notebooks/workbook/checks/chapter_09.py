@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from datasets import DatasetDict
 
-from kvlib.data import load_glue
+from kvlib.files import read_table, require_columns
 from workbook.checking import Answer, Exercise, Mistake, expect, expect_close, expect_number, show
 
 READ = Exercise("9.1", "Read messages, and refuse bad ones", difficulty=2, minutes=15)
@@ -144,7 +143,7 @@ def blank_lines(answer: Answer) -> None:
     _expect_refusal(answer, 5, _LINES[0], "", "", _LINES[1], "blam\tNobody came.")
 
 
-WRITE = Exercise("9.2", "Write a folder that load_glue reads", difficulty=2, minutes=15)
+WRITE = Exercise("9.2", "Write two files that load_task reads", difficulty=2, minutes=15)
 
 
 def _messages(first: int = 40, second: int = 24) -> pd.DataFrame:
@@ -154,35 +153,40 @@ def _messages(first: int = 40, second: int = 24) -> pd.DataFrame:
 
 
 @contextmanager
-def _written(answer: Answer, table: pd.DataFrame, **options: float) -> Iterator[DatasetDict]:
+def _written(answer: Answer, table: pd.DataFrame, **options: float) -> Iterator[dict[str, pd.DataFrame]]:
     """Load what the answer writes; a folder's name is kept out of messages, for it is another each time."""
     with tempfile.TemporaryDirectory() as name:
-        answer(table, Path(name), **options)
+        # a folder that is not there yet
+        folder = Path(name) / "new"
+        answer(table, folder, **options)
         try:
-            data = load_glue("sst2", name)
+            data = {part: read_table(folder / f"{part}.tsv") for part in ("train", "validation")}
+            for part, rows in data.items():
+                require_columns(str(folder / f"{part}.tsv"), list(rows.columns), ("sentence", "label"))
+                rows["label"] = rows["label"].astype(int)
         except (ValueError, FileNotFoundError) as error:
-            raise Mistake(f"{type(error).__name__}: {error}".replace(name, "folder")) from error
+            raise Mistake(f"{type(error).__name__}: {error}".replace(str(folder), "folder")) from error
         yield data
 
 
 def _sides(answer: Answer, table: pd.DataFrame, **options: float) -> tuple[list[str], list[str]]:
     with _written(answer, table, **options) as data:
-        return data["train"]["sentence"][:], data["validation"]["sentence"][:]
+        return data["train"]["sentence"].tolist(), data["validation"]["sentence"].tolist()
 
 
 @WRITE.probe(
     "can be loaded",
-    hint="folder/sst2/train.tsv and folder/sst2/validation.tsv: tabs, a header line sentence, label, idx, numbers "
-    "0 and 1; mkdir(parents=True, exist_ok=True) makes the folder",
+    hint="folder/train.tsv and folder/validation.tsv: tabs, a header line sentence, label; "
+    "mkdir(parents=True, exist_ok=True) makes the folder",
 )
 def can_be_loaded(answer: Answer) -> None:
     with _written(answer, _messages()) as data:
-        expect("validation" in data, f"splits {', '.join(data)}")
+        expect(len(data["validation"]) > 0, "no row for validation")
 
 
 @WRITE.probe(
     "keeps every character",
-    hint='load_glue reads no quoting, and to_csv doubles each ": pass quoting=csv.QUOTE_NONE, or join with tabs',
+    hint='nobody undoes quoting, and to_csv doubles each ": pass quoting=csv.QUOTE_NONE, or join with tabs',
 )
 def every_character(answer: Answer) -> None:
     table = _messages()
@@ -223,10 +227,16 @@ def own_label(answer: Answer) -> None:
     hint="draw round(share * rows) validation rows in each class by itself: that is what stratified means",
 )
 def stratified(answer: Answer) -> None:
-    for share, wanted in ((0.25, [10, 6]), (0.5, [20, 12])):
-        with _written(answer, _messages(), share=share) as data:
-            found = np.bincount(data["validation"]["label"][:], minlength=2).tolist()
-        expect(found == wanted, f"{found} validation rows of the two classes at share {share}, expected {wanted}")
+    third = pd.DataFrame({"sentence": [f"This is note {number}." for number in range(8)], "label": 2})
+    three = pd.concat([_messages(), third], ignore_index=True)
+    for table, share, wanted in (
+        (_messages(), 0.25, [10, 6]),
+        (_messages(), 0.5, [20, 12]),
+        (three, 0.5, [20, 12, 4]),
+    ):
+        with _written(answer, table, share=share) as data:
+            found = np.bincount(data["validation"]["label"], minlength=len(wanted)).tolist()
+        expect(found == wanted, f"{found} validation rows of the classes at share {share}, expected {wanted}")
 
 
 @WRITE.probe(
