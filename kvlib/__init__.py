@@ -1,10 +1,12 @@
 """kvlib: distil BERT into a DistilBERT with a discrete key-value bottleneck on GLUE."""
 
 from kvlib.bottleneck import DiscreteKeyValueBottleneck
-from kvlib.data import TASKS, CustomDataset, hold_out, load_glue
+from kvlib.data import TASKS, CustomDataset, Task, hold_out
 from kvlib.evaluation import evaluate
+from kvlib.glue import load_glue
 from kvlib.loss import distillation_loss
 from kvlib.metrics import compute_metrics
+from kvlib.own_data import load_task
 from kvlib.pretrained import load_tokenizer
 from kvlib.recipe import PROFILES, Experiment, distil, get_profile
 from kvlib.search import nearest_keys
@@ -24,6 +26,7 @@ __all__ = [
     "Experiment",
     "FineTuningTrainer",
     "KeyIndexDataset",
+    "Task",
     "compute_metrics",
     "distil",
     "distillation_loss",
@@ -32,6 +35,7 @@ __all__ = [
     "get_profile",
     "hold_out",
     "load_glue",
+    "load_task",
     "load_tokenizer",
     "nearest_keys",
     "predict_logits",

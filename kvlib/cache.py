@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from kvlib.machine import process_state
+
+# what the system gives a new file; it can be asked for only by setting it
+_UMASK = os.umask(0o022)
+os.umask(_UMASK)
+_SHARED = 0o666 & ~_UMASK
 
 
 @contextmanager
@@ -35,9 +41,33 @@ def write_aside(path: str | Path) -> Iterator[Path]:
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
+            temporary.chmod(_SHARED)
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def write_folder_aside(folder: str | Path) -> Iterator[Path]:
+    """Give a temporary folder to fill; in the end it takes the place of `folder`, or the old one stays."""
+    folder = Path(folder)
+    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.temporary")
+    try:
+        with disk_errors(folder):
+            temporary.mkdir(parents=True)
+            yield temporary
+            share_files(temporary)
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def share_files(folder: Path) -> None:
+    """Let whoever may read new files read those of `folder`: safetensors writes them for their owner alone."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(_SHARED)
 
 
 def fingerprint(tensors: nn.Module | Mapping[str, Tensor]) -> str:

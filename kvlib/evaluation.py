@@ -31,9 +31,11 @@ def majority_predictions(train_labels: Sequence[float], task: str | Task, rows: 
     return np.full(rows, np.bincount(np.asarray(train_labels)).argmax())
 
 
-def joined_texts(split: Dataset, task: Task) -> list[str]:
-    """Join the text columns of each row with a space."""
-    return [" ".join(texts) for texts in zip(*(split[column][:] for column in task.text_columns), strict=True)]
+def joined_texts(split: Dataset, task: Task, separator: str = " ") -> list[str]:
+    """Join the text columns of each row."""
+    return [
+        separator.join(texts) for texts in zip(*(split[column][:] for column in task.text_columns), strict=True)
+    ]
 
 
 def _linear_model(task: Task) -> LogisticRegression | Ridge:

@@ -199,6 +199,44 @@ def strongest_keys(model: EncoderWithBottleNeck, codebook: int) -> pd.DataFrame:
     return pd.DataFrame({"label": labels, "key": key.cpu().numpy(), "push": push.cpu().numpy()})
 
 
+@torch.inference_mode()
+def loudest_keys(
+    model: EncoderWithBottleNeck, training: CustomDataset, fired: KeyIndexDataset, limit: int = 5
+) -> pd.DataFrame:
+    """Find the keys whose values speak loudest for each label, of those that three training tokens fire.
+
+    Parameters
+    ----------
+    model, training, fired
+        The model, the rows it was trained on, and their key indices.
+    limit : int
+        How many keys a label.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a key: ``label``, ``codebook``, ``key``, ``push`` (above the mean over the labels, in a text of one
+        token), ``times`` (training tokens that fire it) and ``tokens`` (some of those).
+    """
+    size, books = model.bottleneck.codebook_size, model.bottleneck.num_codebooks
+    keys = torch.arange(size, device=model.device).unsqueeze(1).expand(-1, books)  # (K, C)
+    pushes = size * _pushes(model, keys).cpu()  # (K, C, num_labels)
+    if len(model.config.id2label) > 1:
+        pushes = pushes - pushes.mean(-1, keepdim=True)
+    hits = model.bottleneck.hits(fired.key_indices)  # (C, K)
+    pushes[hits.T < 3] = -torch.inf
+    rows = []
+    for number, label in sorted(model.config.id2label.items()):
+        best = pushes[..., number].flatten().topk(min(limit, size * books))
+        for push, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            key, book = divmod(place, books)
+            if np.isfinite(push):
+                tokens = " ".join(similar_by_key(training, fired, book, key, 3)["tokens"])
+                shown = " ".join(dict.fromkeys(tokens.split()))
+                rows.append([label, book, key, push, int(hits[book, key]), shown])
+    return pd.DataFrame(rows, columns=["label", "codebook", "key", "push", "times", "tokens"])
+
+
 def push_columns(frame: pd.DataFrame) -> list[str]:
     """Name the columns that hold the pushes, one a logit."""
     return [column for column in frame if column.startswith("push_")]

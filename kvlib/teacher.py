@@ -69,7 +69,7 @@ class BERTbase(BertPreTrainedModel):
 
     @classmethod
     def for_task(cls, task: str | Task, checkpoint: str = "minilm", pooling: str = "mean", seed: int = 0) -> Self:
-        """Load a pretrained BERT, a folder or hub name, with a new head for one of the eight GLUE tasks.
+        """Load a pretrained BERT, a folder or hub name, with a new head for a task.
 
         The head's weights come from `seed` (and PyTorch's generator goes on from there). Raises ValueError if the
         checkpoint names its labels otherwise than the task, or in another order.
@@ -77,7 +77,8 @@ class BERTbase(BertPreTrainedModel):
         task, path = get_task(task), resolve_checkpoint(checkpoint)
         pretrained = BertConfig.from_pretrained(path)
         named = tuple(pretrained.id2label[number].lower() for number in range(pretrained.num_labels))
-        if not all(name.startswith("label_") for name in named) and named != task.label_names:
+        wanted = tuple(name.lower() for name in task.label_names)
+        if not all(name.startswith("label_") for name in named) and named != wanted:
             raise ValueError(
                 f"{checkpoint} numbers its labels {', '.join(named)}, but {task.name} numbers them "
                 f"{', '.join(task.label_names) or 'not at all'}: start from a checkpoint without a head"

@@ -1,4 +1,5 @@
 import copy
+import os
 import re
 import shutil
 
@@ -225,6 +226,13 @@ def test_student_with_a_missing_file_and_no_student_at_all(students, tmp_path):
         check_submission(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"holds no student: expected .*TASK.student"):
         find_students(tmp_path / "rte")
+
+
+def test_student_with_truncated_weights_is_refused_before_any_prediction(students, tmp_path):
+    shutil.copytree(students / "rte" / "student", tmp_path / "rte" / "student")
+    os.truncate(tmp_path / "rte" / "student" / "model.safetensors", 9000)
+    with pytest.raises(ValueError, match=r"the weights in .*rte.student are damaged .*: make it with"):
+        check_submission(tmp_path)
 
 
 def test_failed_runs_leave_no_half_file_and_the_old_one_whole(students, source, tmp_path, monkeypatch):

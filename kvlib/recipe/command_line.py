@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 from typing import NoReturn
 
@@ -9,14 +10,15 @@ import numpy as np
 from datasets import disable_progress_bars
 from huggingface_hub.utils import disable_progress_bars as disable_hub_bars
 from huggingface_hub.utils import logging as hub_logging
+from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from kvlib.data import get_task, load_glue
+from kvlib.data import get_task
 from kvlib.machine import process_state
-from kvlib.pretrained import resolve_checkpoint
-from kvlib.recipe.distillation import distil
-from kvlib.recipe.evidence import evidence_table, gather_evidence, read_evidence
-from kvlib.recipe.experiment import WeakTeacherError
+from kvlib.own_data import describe_data, load_task
+from kvlib.recipe.distillation import check_output, run_recipe
+from kvlib.recipe.evidence import evidence_table, gather_evidence, grid_settings, read_evidence, read_grid
+from kvlib.recipe.experiment import Experiment, WeakTeacherError, check_seed
 from kvlib.recipe.profiles import PROFILES, get_profile
 from kvlib.recipe.stages import COMPARED, systems_of
 from kvlib.recipe.submission import FILES, NOT_MADE_HERE, OFFICIAL_ROWS, check_submission, write_submission
@@ -64,7 +66,24 @@ def _add_distil(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "from its last checkpoint.",
     )
     option = command.add_argument
-    option("--task", required=True, help="mnli, rte, cola, mrpc, qnli, sst2, stsb or qqp")
+    option("--task", help="a GLUE task: mnli, rte, cola, mrpc, qnli, sst2, stsb or qqp")
+    option(
+        "--data",
+        nargs="+",
+        metavar="FILE",
+        help="a task of your own in place of --task: .csv, .tsv, .jsonl or .parquet files, a folder saved by "
+        "datasets, or the name of a data set on the hub",
+    )
+    option("--text", metavar="COLUMN", help="the column of --data with the text")
+    option("--text-pair", metavar="COLUMN", help="the column with the second text of a pair")
+    option("--label", metavar="COLUMN", help="the column with the class, or with the number to predict")
+    option("--validation", nargs="+", metavar="FILE", help="as --data (default: a fifth of the rows is held out)")
+    option(
+        "--regression",
+        action=argparse.BooleanOptionalAction,
+        help="whether the label is a number to predict (default: told from the data)",
+    )
+    option("--dry-run", action="store_true", help="say what the data holds, and stop before any training")
     option("--system", default="bottleneck", help=f"{', '.join(COMPARED)} or all (default: bottleneck)")
     _add_sources(command)
     option("--seed", type=int, default=0, metavar="N", help="seed of everything random (default: 0)")
@@ -98,35 +117,41 @@ def _add_evidence(commands: "argparse._SubParsersAction[_Parser]") -> None:
 
 
 def _check_distil(arguments: argparse.Namespace) -> None:
-    _check_folder(arguments.output)
+    if bool(arguments.task) == bool(arguments.data):
+        raise ValueError("expected --task with the name of a GLUE task, or --data with files of your own")
+    if arguments.data and not (arguments.text and arguments.label):
+        raise ValueError("--data needs --text and --label, the names of two columns")
     systems_of(arguments.system)
-    _check_data(arguments, [arguments.task])
+    check_seed(arguments.seed)
+    if arguments.output and not arguments.dry_run:
+        check_output(arguments.output)
+    task, source = arguments.task, arguments.source
+    if arguments.data:
+        files, validation = map(_one_or_several, (arguments.data, arguments.validation))
+        columns = {"text": arguments.text, "text_pair": arguments.text_pair, "label": arguments.label}
+        task, source = load_task(
+            files, **columns, validation=validation, regression=arguments.regression, seed=arguments.seed
+        )
+    arguments.experiment = Experiment(task, source, arguments.profile, arguments.seed, arguments.runs)
+
+
+def _one_or_several(names: list[str] | None) -> str | list[str] | None:
+    return names[0] if names and len(names) == 1 else names
 
 
 def _check_evidence(arguments: argparse.Namespace) -> None:
-    if Path(arguments.output).is_dir():
-        raise ValueError(f"--output {arguments.output} is a folder, expected a file")
     for system in arguments.systems:
         systems_of(system)
     if arguments.max_rows is not None and arguments.max_rows < 20:
         raise ValueError(f"--max-rows is {arguments.max_rows}, expected 20 or more")
-    _check_data(arguments, arguments.tasks)
-
-
-def _check_folder(output: str | None) -> None:
-    if output and Path(output).is_file():
-        raise ValueError(f"--output {output} is a file, expected a folder")
-
-
-def _check_data(arguments: argparse.Namespace, tasks: list[str]) -> None:
-    """Find out about bad data, or a checkpoint that cannot be had, before a training run is spent on it."""
-    for task in tasks:
-        get_task(task)
     profile = get_profile(arguments.profile)
-    for task in tasks:
-        load_glue(task, arguments.source or profile.source)
-    for checkpoint in filter(None, (profile.teacher_checkpoint, profile.student_checkpoint)):
-        resolve_checkpoint(checkpoint)
+    read_grid(arguments.output, grid_settings(profile, arguments.source, arguments.max_rows))
+    for seed in arguments.seeds:
+        check_seed(seed)
+    for task in arguments.tasks:
+        get_task(task)
+    for task in arguments.tasks:
+        Experiment(task, arguments.source, profile, arguments.seeds[0], arguments.runs, arguments.max_rows)
 
 
 def _add_submit(commands: "argparse._SubParsersAction[_Parser]") -> None:
@@ -144,7 +169,7 @@ def _add_submit(commands: "argparse._SubParsersAction[_Parser]") -> None:
 
 
 def _check_submit(arguments: argparse.Namespace) -> None:
-    _check_folder(arguments.output)
+    check_output(arguments.output)
     source = arguments.source or get_profile(arguments.profile).source
     arguments.ready = check_submission(arguments.students, source)
 
@@ -171,30 +196,70 @@ def run_submit(arguments: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line with `argv`, by default the process's own, and return its exit code.
 
-    It is 0 when done and 1 if a run ends early: the teacher is too weak, the loss is not finite, memory or disk is
-    full, a file was made from something else. Bad arguments exit with 2. Either way the last line says why.
+    It is 0 when done; 1 if a run ends early: the teacher is too weak, the loss is not finite, memory or disk is
+    full, a stage on the disk is damaged; 130 if it is stopped by Ctrl-C. Bad arguments and data, which are found
+    before any training, exit with 2. The last line says why.
     """
     # a hub out of reach is said once, by its error, not at each of the client's attempts
     hub_logging.set_verbosity_error()
-    arguments = _arguments(argv)
-    logging.set_verbosity_error()
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        arguments = _arguments(argv)
+        logging.set_verbosity_error()
+        try:
+            return {"distil": run_distil, "evidence": run_evidence, "submit": run_submit}[arguments.command](
+                arguments
+            )
+        except (WeakTeacherError, ValueError, FloatingPointError, MemoryError, OSError) as error:
+            _complain(" ".join(str(error).split()))
+            return 1
+        except KeyboardInterrupt:
+            _complain("stopped; the same command goes on from the last finished epoch")
+            return 130
+
+
+def _complain(message: str) -> None:
+    # a bar that is still open would stand before the message, and be drawn once more below it
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.leave = True
+        bar.close()
+    print(f"kvlib: {message}", file=sys.stderr)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"kvlib: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def _show(text: str) -> None:
+    """Print on whatever terminal there is: some know no ±, and it would be a pity after all the training."""
+    encoding = sys.stdout.encoding or "utf-8"
     try:
-        return {"distil": run_distil, "evidence": run_evidence, "submit": run_submit}[arguments.command](arguments)
-    except (WeakTeacherError, ValueError, FloatingPointError, MemoryError, OSError) as error:
-        print(f"kvlib: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = (
+            text.replace("±", "+-")
+            .replace("–", "-")
+            .replace("…", "...")
+            .encode(encoding, "replace")
+            .decode(encoding)
+        )
+    print(text, flush=True)
 
 
 def run_distil(arguments: argparse.Namespace) -> int:
-    """Run the recipe and print its table, in the main process."""
-    names = ("task", "source", "profile", "seed", "output", "runs", "system")
-    result = distil(**{name: getattr(arguments, name) for name in names})
-    if process_state().is_main_process:
+    """Say what the data holds, run the recipe and print its table, in the main process."""
+    experiment, is_main = arguments.experiment, process_state().is_main_process
+    if is_main:
+        _show(describe_data(experiment.task, experiment.data, experiment.tokenizer, experiment.profile.max_length))
+    if arguments.dry_run:
+        return 0
+    result = run_recipe(experiment, arguments.system, arguments.output)
+    if is_main:
         metrics = result.metrics
         seconds = ", ".join(f"{stage} {spent:.0f} s" for stage, spent in metrics["seconds"].items())
-        print(f"\n{metrics['task']} from {metrics['source']}, seed {metrics['seed']}: {metrics['rows']}")
-        print(result.table.to_string(float_format="{:.3f}".format))
-        print(f"{seconds}; peak memory {metrics['peak_memory_mb']:.0f} MB; {metrics['machine']}")
+        _show(f"\n{metrics['task']} from {metrics['source']}, seed {metrics['seed']}: {metrics['rows']}")
+        _show(result.table.to_string(float_format="{:.3f}".format))
+        _show(f"{seconds}; peak memory {metrics['peak_memory_mb']:.0f} MB; {metrics['machine']}")
     return 0
 
 
@@ -205,7 +270,7 @@ def run_evidence(arguments: argparse.Namespace) -> int:
     logging.disable_progress_bar()
     names = ("output", "tasks", "systems", "seeds", "source", "profile", "max_rows", "runs")
     gather_evidence(**{name: getattr(arguments, name) for name in names}, tell=_tell)
-    print(evidence_table(read_evidence(arguments.output)).to_string())
+    _show(evidence_table(read_evidence(arguments.output)).to_string())
     return 0
 
 

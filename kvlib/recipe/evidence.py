@@ -18,18 +18,6 @@ from kvlib.recipe.experiment import Experiment, WeakTeacherError
 from kvlib.recipe.profiles import Profile, get_profile
 from kvlib.recipe.stages import SYSTEMS, needed_stages, systems_of
 
-# training rows of the official splits: fewer are a subset, and said to be one
-OFFICIAL_ROWS = {
-    "mnli": 392702,
-    "rte": 2490,
-    "cola": 8551,
-    "mrpc": 3668,
-    "qnli": 104743,
-    "sst2": 67349,
-    "stsb": 5749,
-    "qqp": 363846,
-}
-
 
 def gather_evidence(
     output: str | Path,
@@ -65,12 +53,12 @@ def gather_evidence(
     Raises
     ------
     ValueError
-        If `output` was made with other settings, or a name is unknown.
+        As `read_grid`, or if a name is unknown.
     """
     output, profile = Path(output), profile if isinstance(profile, Profile) else get_profile(profile)
     wanted = {name for system in systems for name in systems_of(system)}
     names = [name for name in SYSTEMS if name in wanted]
-    settings = {"profile": asdict(profile), "source": str(source or profile.source), "max_rows": max_rows}
+    settings = grid_settings(profile, source, max_rows)
     output.parent.mkdir(parents=True, exist_ok=True)
     _add(output, settings)
     for seed in seeds:
@@ -103,7 +91,7 @@ def run_once(experiment: Experiment, system: str) -> dict[str, Any]:
         "system": system,
         "seed": experiment.seed,
         "rows": rows,
-        "subset": rows["train"] < OFFICIAL_ROWS[task],
+        "subset": rows["train"] < experiment.task.official_rows[0],
     }
     try:
         record["metrics"] = experiment.score(system)
@@ -134,20 +122,34 @@ def _keys_beside_the_teachers(experiment: Experiment, system: str) -> dict[str, 
     }
 
 
+def grid_settings(profile: Profile, source: str | Path | None, max_rows: int | None) -> dict[str, Any]:
+    """Return what all records of one file have in common, as JSON gives it back."""
+    settings = {"profile": asdict(profile), "source": str(source or profile.source), "max_rows": max_rows}
+    return json.loads(json.dumps(settings))
+
+
+def read_grid(output: str | Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Read the file of a grid, or start one; raise ValueError if it is none, or was made with other settings."""
+    output = Path(output)
+    if not output.exists():
+        return {"settings": settings, "runs": []}
+    try:
+        content = json.loads(output.read_text(encoding="utf-8"))
+        found, _ = content["settings"], content["runs"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{output} is no file of results ({error}): name another one, or delete it") from error
+    if found != settings:
+        differing = [name for name, value in settings.items() if found.get(name) != value]
+        raise ValueError(
+            f"{output} holds runs made with another {' and '.join(differing)}: name another file, or delete it"
+        )
+    return content
+
+
 def _add(output: Path, settings: dict[str, Any], record: dict[str, Any] | None = None) -> None:
     """Add a record, or only check the settings; other processes wait meanwhile."""
     with FileLock(output.with_name(f".{output.name}.lock")):
-        content = (
-            json.loads(output.read_text(encoding="utf-8"))
-            if output.exists()
-            else {"settings": settings, "runs": []}
-        )
-        # as JSON gives them back
-        if content["settings"] != json.loads(json.dumps(settings)):
-            differing = [name for name, value in settings.items() if content["settings"].get(name) != value]
-            raise ValueError(
-                f"{output} holds runs made with another {' and '.join(differing)}: name another file, or delete it"
-            )
+        content = read_grid(output, settings)
         if record is not None:
             content["runs"].append(record)
         content["runs"].sort(key=lambda run: (list(TASKS).index(run["task"]), run["seed"], _place(run["system"])))

@@ -5,8 +5,10 @@ import json
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -15,18 +17,26 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, DatasetDict
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, set_seed
 
-from kvlib.cache import disk_errors, fingerprint
+from kvlib.cache import disk_errors, fingerprint, share_files
 from kvlib.checkpoints import last_complete
-from kvlib.data import CustomDataset, Task, get_task, hold_out, load_glue
-from kvlib.evaluation import evaluate, majority_predictions, probe_predictions, tfidf_predictions
+from kvlib.data import CustomDataset, Task, get_task, hold_out
+from kvlib.evaluation import (
+    bootstrap_interval,
+    evaluate,
+    majority_predictions,
+    probe_predictions,
+    tfidf_predictions,
+)
+from kvlib.glue import load_glue
 from kvlib.machine import announce, device, peak_memory_mb, process_state
-from kvlib.metrics import compute_metrics
-from kvlib.pretrained import checkpoint_fingerprint, load_tokenizer
+from kvlib.metrics import compute_metrics, metric_functions
+from kvlib.pretrained import check_checkpoint, checkpoint_fingerprint, load_tokenizer
 from kvlib.recipe.profiles import Profile, get_profile
 from kvlib.recipe.stages import STAGE_FORMAT, STAGES, Stage, systems_of
 from kvlib.student import BERTwithBottleNeck, DistilBERTwithBottleNeck
@@ -41,6 +51,44 @@ def runs_folder() -> Path:
     return Path(os.environ.get("KVLIB_RUNS") or base / "data" / "runs")
 
 
+def check_seed(seed: int) -> None:
+    """Raise ValueError for a seed that NumPy would not take."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"the seed is {seed}, expected a whole number from 0 to {2**32 - 1}")
+
+
+def check_models(profile: Profile) -> Profile:
+    """Refuse checkpoints that cannot be used; return `profile` with a length that they can read.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        As `check_checkpoint`; if the teacher has a single layer and the student is to start from half of them.
+
+    Warns
+    -----
+    UserWarning
+        If a checkpoint has fewer positions than the profile's ``max_length``, which is then lowered to them.
+    """
+    configs = [check_checkpoint(profile.teacher_checkpoint, with_pooler=profile.teacher_pooling == "cls")]
+    if profile.student_checkpoint:
+        configs.append(check_checkpoint(profile.student_checkpoint, ("distilbert",)))
+    elif configs[0].num_hidden_layers < 2:
+        raise ValueError(
+            f"the checkpoint {profile.teacher_checkpoint} has one layer, of which a student cannot take half: "
+            "choose "
+            "one with two or more"
+        )
+    positions = min(config.max_position_embeddings for config in configs)
+    if positions < profile.max_length:
+        warnings.warn(
+            f"texts are read as far as {positions} tokens, not {profile.max_length}: the checkpoint has no more "
+            "positions",
+            stacklevel=3,
+        )
+    return replace(profile, max_length=min(positions, profile.max_length))
+
+
 class WeakTeacherError(RuntimeError):
     """The teacher knows no more than the majority class: there is nothing to distil."""
 
@@ -51,9 +99,9 @@ class Experiment:
     Parameters
     ----------
     task : str or Task
-        One of the eight GLUE tasks.
-    source : str or pathlib.Path, optional
-        As in `load_glue`; by default the profile's.
+        A GLUE task's name, or a task.
+    source : str, pathlib.Path or datasets.DatasetDict, optional
+        As in `load_glue`, or the splits themselves, as `load_task` gives them; by default the profile's.
     profile : str or Profile, optional
         By default the one that ``KVLIB_PROFILE`` names, else ``"quick"``.
     seed : int
@@ -61,7 +109,7 @@ class Experiment:
     runs : str or pathlib.Path, optional
         Folder for finished stages; by default `runs_folder`.
     max_rows : int, optional
-        Take only the first of the training rows; by default all.
+        Take only so many of the training rows, drawn by their labels' shares and for all seeds the same.
 
     Attributes
     ----------
@@ -69,10 +117,6 @@ class Experiment:
         All splits as loaded.
     train_split : datasets.Dataset
         The part of the training split that is trained on.
-    train, held_out : CustomDataset
-        The two parts of the training split: to train on, and to choose the best epoch by.
-    validation : dict of str to CustomDataset
-        The validation split; two for MNLI, matched first. Reported, never chosen by.
     records : dict of str to dict
         What each stage took so far, by name: ``epochs``, ``seconds``, ``peak_memory_mb`` (of its process up to
         then), ``threads``, ``processes``, and whether it was ``resumed`` (then they are those of its last
@@ -84,29 +128,51 @@ class Experiment:
     def __init__(
         self,
         task: str | Task,
-        source: str | Path | None = None,
+        source: str | Path | DatasetDict | None = None,
         profile: str | Profile | None = None,
         seed: int = 0,
         runs: str | Path | None = None,
         max_rows: int | None = None,
     ) -> None:
         self.task = get_task(task)
-        self.profile = profile if isinstance(profile, Profile) else get_profile(profile)
-        self.source = str(source or self.profile.source)
+        profile = profile if isinstance(profile, Profile) else get_profile(profile)
+        check_seed(seed)
         self.seed = seed
         self.runs = Path(runs) if runs else runs_folder()
-        self.data = load_glue(self.task, self.source)
-        if max_rows is not None:
-            self.data["train"] = self.data["train"].select(range(min(max_rows, len(self.data["train"]))))
+        given = isinstance(source, DatasetDict)
+        self.source = self.task.name if given else str(source or profile.source)
+        self.data = DatasetDict(source) if given else load_glue(self.task, self.source)
+        if missing := [name for name in ("train", self.task.validation[0]) if name not in self.data]:
+            raise FileNotFoundError(
+                f"{self.source} has no {' and no '.join(missing)} split of {self.task.name}, only "
+                f"{', '.join(self.data)}"
+            )
+        self.profile = check_models(profile)
+        if max_rows is not None and max_rows < len(self.data["train"]):
+            self.data["train"] = _drawn(self.data["train"], max_rows)
         self.tokenizer = load_tokenizer(self.profile.teacher_checkpoint)
         # saved with each model, so that whoever uses it reads as many tokens as in training
         self.tokenizer.model_max_length = self.profile.max_length
-        self.train_split, held_out = hold_out(self.data["train"], seed=seed)
-        self.train, self.held_out = self.tokenize(self.train_split), self.tokenize(held_out)
-        self.validation = {n: self.tokenize(self.data[n]) for n in self.task.validation if n in self.data}
+        self.train_split, self._held_out_split = hold_out(self.data["train"], seed=seed)
         self.records: dict[str, dict[str, Any]] = {}
         self.histories: dict[str, pd.DataFrame] = {}
         self._models: dict[str, PreTrainedModel] = {}
+        self._predictions: dict[tuple[str, str], np.ndarray] = {}
+
+    @cached_property
+    def train(self) -> CustomDataset:
+        """The rows of `train_split`."""
+        return self.tokenize(self.train_split)
+
+    @cached_property
+    def held_out(self) -> CustomDataset:
+        """The other rows of the training split: the best epoch is chosen by them."""
+        return self.tokenize(self._held_out_split)
+
+    @cached_property
+    def validation(self) -> dict[str, CustomDataset]:
+        """The validation split; two for MNLI, matched first. Reported, never chosen by."""
+        return {name: self.tokenize(self.data[name]) for name in self.task.validation if name in self.data}
 
     def tokenize(self, split: Dataset, **teacher: Tensor) -> CustomDataset:
         """Tokenise a split of the task, with the teacher's logits and states as in `CustomDataset`."""
@@ -157,18 +223,39 @@ class Experiment:
         """
         found: dict[str, float] = {}
         for name, dataset in self.validation.items():
-            predictions = self._predictions(system, name)
+            predictions = self.predictions(system, name)
             suffix = "_mismatched" if name.endswith("_mismatched") else ""
             metrics = compute_metrics(self.task, predictions, np.asarray(dataset.labels))
             found |= {f"{metric}{suffix}": value for metric, value in metrics.items()}
         return found
+
+    def interval(self, system: str) -> tuple[float, float]:
+        """Return the 95 % bootstrap interval of a system's first metric on the (matched) validation split."""
+        split = self.task.validation[0]
+        predictions = self.predictions(system, split)
+        if predictions.ndim == 2:
+            predictions = predictions[:, 0] if self.task.is_regression else predictions.argmax(1)
+        metric, labels = (
+            metric_functions(self.task)[self.task.metrics[0]],
+            np.asarray(self.validation[split].labels),
+        )
+        with warnings.catch_warnings():
+            # of few rows, a resample may hold one class
+            warnings.simplefilter("ignore")
+            return bootstrap_interval(metric, predictions, labels, resamples=400)
 
     def rows_used(self) -> dict[str, int]:
         """Count the rows of the training split (held-out ones included) and of each validation split."""
         rows = {"train": len(self.train) + len(self.held_out)}
         return rows | {name.removesuffix("_matched"): len(split) for name, split in self.validation.items()}
 
-    def _predictions(self, system: str, split: str) -> np.ndarray:
+    def predictions(self, system: str, split: str) -> np.ndarray:
+        """Return a system's predictions for a validation split: logits, or a baseline's classes or scores."""
+        if (system, split) not in self._predictions:
+            self._predictions[system, split] = self._predict(system, split)
+        return self._predictions[system, split]
+
+    def _predict(self, system: str, split: str) -> np.ndarray:
         # the baselines see the rows that the students are trained on
         dataset = self.validation[split]
         if system == "majority":
@@ -218,14 +305,21 @@ class Experiment:
             elif process_state().is_main_process:
                 # what a run leaves that is killed once its stage is finished
                 shutil.rmtree(_training_folder(folder), ignore_errors=True)
-        record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
-        if record.pop("made_from") != made_from:
-            raise ValueError(f"{folder} was made from something else than its name says: delete it")
-        self.records[stage.name] = record
-        self.histories[stage.name] = pd.read_csv(folder / "history.csv")
-        return AutoModelForSequenceClassification.from_pretrained(folder / "model", dtype=torch.float32).to(
-            device()
-        )
+        return self._read(folder, stage, made_from)
+
+    def _read(self, folder: Path, stage: Stage, made_from: dict[str, Any]) -> PreTrainedModel:
+        try:
+            record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+            if record.pop("made_from") != made_from:
+                raise ValueError("it was made from something else than its name says")
+            history = pd.read_csv(folder / "history.csv")
+            model = AutoModelForSequenceClassification.from_pretrained(folder / "model", dtype=torch.float32)
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise ValueError(
+                f"{folder} is damaged ({error}): delete it and start the same command again"
+            ) from error
+        self.records[stage.name], self.histories[stage.name] = record, history
+        return model.to(device())
 
     def _made_from(self, stage: Stage) -> dict[str, Any]:
         """Name all that the result of a stage depends on."""
@@ -238,6 +332,7 @@ class Experiment:
             "format": STAGE_FORMAT,
             "stage": stage.name,
             "task": self.task.name,
+            "labels": self.task.label_names,
             "seed": self.seed,
             "checkpoints": checkpoints,
             "teacher_pooling": p.teacher_pooling,
@@ -307,6 +402,7 @@ class Experiment:
                 self.tokenizer.save_pretrained(finished / "model")
                 history.to_csv(finished / "history.csv", index=False)
                 (finished / "record.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+                share_files(finished)
                 finished.rename(folder)
             shutil.rmtree(aside)
 
@@ -404,6 +500,11 @@ STARTS: dict[str, Callable[..., PreTrainedModel]] = {
 }
 
 
+def _drawn(split: Dataset, rows: int) -> Dataset:
+    stratify = "label" if isinstance(split.features["label"], ClassLabel) else None
+    return split.train_test_split(train_size=rows, seed=0, stratify_by_column=stratify)["train"]
+
+
 def _training_folder(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.training")
 
@@ -414,7 +515,8 @@ def _locked(folder: Path) -> Iterator[bool]:
     state = process_state()
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(f"{folder.name}.lock"))
-    if state.is_main_process:
+    # what is finished needs no lock, which a disk that cannot be written would refuse
+    if state.is_main_process and not folder.is_dir():
         try:
             lock.acquire(timeout=0)
         except Timeout:

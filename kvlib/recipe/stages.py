@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 # Raise it when what a stage computes changes: finished stages of another format are then trained anew.
-STAGE_FORMAT = 2
+STAGE_FORMAT = 3
 
 # scored, but not trained
 UNTRAINED = {

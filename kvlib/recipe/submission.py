@@ -14,11 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import DatasetDict
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from kvlib.cache import write_aside
-from kvlib.data import TASKS, CustomDataset, get_task, load_glue
+from kvlib.data import TASKS, CustomDataset, get_task
 from kvlib.explore import longest_input
+from kvlib.glue import load_glue
 from kvlib.machine import device
 from kvlib.teacher import label_config, predict_logits
 
@@ -34,15 +36,9 @@ FILES = {
     "qqp": {"test": "QQP.tsv"},
 }
 OFFICIAL_ROWS = {
-    "MNLI-m.tsv": 9796,
-    "MNLI-mm.tsv": 9847,
-    "RTE.tsv": 3000,
-    "CoLA.tsv": 1063,
-    "MRPC.tsv": 1725,
-    "QNLI.tsv": 5463,
-    "SST-2.tsv": 1821,
-    "STS-B.tsv": 1379,
-    "QQP.tsv": 390965,
+    file: rows
+    for task, files in FILES.items()
+    for file, rows in zip(files.values(), TASKS[task].official_rows[-len(files) :], strict=True)
 }
 NOT_MADE_HERE = ("WNLI.tsv", "AX.tsv")
 # the server wants words for inference, class numbers for the rest
@@ -79,6 +75,11 @@ def check_student(student: str | Path, task: str) -> None:
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         if not (student / name).is_file():
             raise FileNotFoundError(f"{student} has no {name}: {_again(task, student)}")
+    try:
+        with safe_open(student / "model.safetensors", framework="pt"):
+            pass
+    except SafetensorError as error:
+        raise ValueError(f"the weights in {student} are damaged ({error}): {_again(task, student)}") from error
     config, expected = AutoConfig.from_pretrained(student), label_config(spec)
     if config.id2label != expected["id2label"]:
         raise ValueError(
@@ -182,6 +183,6 @@ def predictions(logits: torch.Tensor, task: str) -> list[str]:
     if not torch.isfinite(logits).all():
         raise ValueError(f"the student's logits on {task} hold NaN or infinity: distil it again")
     if spec.is_regression:
-        return [f"{score:.3f}" for score in logits[:, 0].clamp(0, 5).tolist()]
+        return [f"{score:.3f}" for score in logits[:, 0].clamp(*spec.score_range).tolist()]
     names = spec.label_names if task in _IN_WORDS else [str(number) for number in range(spec.num_labels)]
     return [names[number] for number in logits.argmax(1).tolist()]
