@@ -163,12 +163,14 @@ def _checked(frame: pd.DataFrame, where: str, text: str, label: str, text_pair: 
 
 def _class_names(frames: dict[str, pd.DataFrame], label: str, regression: bool | None) -> tuple[str, ...]:
     """Tell classes from numbers and write labels as names (as floats for regression) into the frames."""
+    declared = frames["train"]["label"].dtype
+    if isinstance(declared, pd.CategoricalDtype):
+        for frame in frames.values():
+            frame["label"] = frame["label"].astype(str)
+        return tuple(map(str, declared.categories))
     labels = pd.concat([frame["label"].astype(object) for frame in frames.values()])
     # True and False are words here
     numbers = pd.to_numeric(labels.astype(str).str.strip(), errors="coerce")
-    declared = frames["train"]["label"].dtype
-    if isinstance(declared, pd.CategoricalDtype):
-        return tuple(map(str, declared.categories))
     numeric = bool(np.isfinite(numbers).all())
     if regression and not numeric:
         wrong = ~np.isfinite(numbers)
@@ -242,7 +244,7 @@ def _keys(frame: pd.DataFrame, task: Task) -> pd.Series:
 def _to_split(frame: pd.DataFrame, task: Task) -> Dataset:
     frame = frame.assign(idx=range(len(frame)))
     if task.label_names:
-        frame["label"] = frame["label"].astype(object).map({name: n for n, name in enumerate(task.label_names)})
+        frame["label"] = frame["label"].map({name: n for n, name in enumerate(task.label_names)})
     return to_split(frame, task.name, task)
 
 

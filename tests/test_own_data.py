@@ -95,6 +95,10 @@ def test_many_whole_numbers_must_be_named():
 def test_declared_classes_keep_their_order():
     features = Dataset.from_pandas(rows()).cast_column("stars", ClassLabel(names=NAMES[::-1]))
     assert load(features)[0].label_names == NAMES[::-1]
+    numbered = rows().assign(stars=pd.Categorical([5 - n % 5 for n in range(60)], categories=[5, 4, 3, 2, 1]))
+    task, data = load(numbered)
+    assert task.label_names == ("5", "4", "3", "2", "1")
+    assert data["train"].filter(lambda row: row["text"].endswith("awful"))["label"][:] == [0] * 10
     split = DatasetDict(train=features, validation=features.select(range(10)), test=features)
     with pytest.warns(UserWarning, match="stand among"):
         assert list(load(split)[1]) == ["train", "validation"]
