@@ -105,6 +105,7 @@ def test_own_data_of_any_shape_becomes_a_student(tiny, frame, options, labels, t
         (["--label", "nothing"], r"films.csv has no column 'nothing'"),
         (["--validation", "nowhere.csv"], r"nowhere.csv"),
         (["--task", "cola"], r"expected --task .* or --data"),
+        (["--source", "hub"], r"--source does nothing beside --data: leave it out"),
         (["--seed", "-1"], r"the seed is -1, expected a whole number from 0 to 4294967295"),
         (["--seed", str(2**32)], r"the seed is 4294967296"),
         (["--output", "/proc/kvlib"], r"cannot write /proc/kvlib"),

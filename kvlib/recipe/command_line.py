@@ -119,6 +119,10 @@ def _add_evidence(commands: "argparse._SubParsersAction[_Parser]") -> None:
 def _check_distil(arguments: argparse.Namespace) -> None:
     if bool(arguments.task) == bool(arguments.data):
         raise ValueError("expected --task with the name of a GLUE task, or --data with files of your own")
+    other = ("source",) if arguments.data else ("text", "text_pair", "label", "validation", "regression")
+    if idle := [name for name in other if getattr(arguments, name) is not None]:
+        option = f"--{idle[0].replace('_', '-')}"
+        raise ValueError(f"{option} does nothing beside --{'data' if arguments.data else 'task'}: leave it out")
     if arguments.data and not (arguments.text and arguments.label):
         raise ValueError("--data needs --text and --label, the names of two columns")
     systems_of(arguments.system)
