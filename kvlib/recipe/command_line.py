@@ -108,7 +108,7 @@ def _add_evidence(commands: "argparse._SubParsersAction[_Parser]") -> None:
     option("--systems", nargs="+", default=["all"], metavar="SYSTEM", help=f"{', '.join(COMPARED)} (default: all)")
     option("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], metavar="N", help="default: 0 1 2 3 4")
     _add_sources(command)
-    option("--max-rows", type=int, metavar="N", help="only the first N training rows (default: all)")
+    option("--max-rows", type=int, metavar="N", help="a stratified part of N training rows (default: all)")
     option(
         "--runs",
         metavar="DIR",
