@@ -15,7 +15,6 @@ from kvlib.data import Task
 from kvlib.machine import describe, process_state
 from kvlib.recipe.experiment import Experiment
 from kvlib.recipe.profiles import Profile
-from kvlib.recipe.report import model_card, write_report
 from kvlib.recipe.stages import COMPARED, SYSTEMS, UNTRAINED, systems_of
 
 
@@ -120,6 +119,9 @@ def run_recipe(experiment: Experiment, system: str = "bottleneck", output: str |
     models = {name: experiment.model(name) for name in names if name not in UNTRAINED}
     result = Distilled(models, metrics)
     if output is not None and process_state().is_main_process:
+        # not above: it imports matplotlib, for which every start of the library would wait
+        from kvlib.recipe.report import model_card, write_report
+
         folders = dict(zip(COMPARED, COMPARED, strict=True)) if system == "all" else {"student": system}
         for folder, student in folders.items():
             with write_folder_aside(Path(output) / folder) as aside:
