@@ -8,7 +8,8 @@ from transformers import BertConfig, BertModel
 
 from kvlib import load_tokenizer
 from kvlib.pretrained import check_checkpoint
-from kvlib.recipe.experiment import check_models, check_seed
+from kvlib.recipe.experiment import check_seed
+from kvlib.recipe.profiles import check_models
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -36,8 +35,8 @@ from kvlib.evaluation import (
 from kvlib.glue import load_glue
 from kvlib.machine import announce, device, peak_memory_mb, process_state
 from kvlib.metrics import compute_metrics, metric_functions
-from kvlib.pretrained import check_checkpoint, checkpoint_fingerprint, load_tokenizer
-from kvlib.recipe.profiles import Profile, get_profile
+from kvlib.pretrained import checkpoint_fingerprint, load_tokenizer
+from kvlib.recipe.profiles import Profile, check_models, get_profile
 from kvlib.recipe.stages import STAGE_FORMAT, STAGES, Stage, systems_of
 from kvlib.student import BERTwithBottleNeck, DistilBERTwithBottleNeck
 from kvlib.teacher import BERTbase, cached_logits, cached_states, predict_logits
@@ -55,38 +54,6 @@ def check_seed(seed: int) -> None:
     """Raise ValueError for a seed that NumPy would not take."""
     if not 0 <= seed < 2**32:
         raise ValueError(f"the seed is {seed}, expected a whole number from 0 to {2**32 - 1}")
-
-
-def check_models(profile: Profile) -> Profile:
-    """Refuse checkpoints that cannot be used; return `profile` with a length that they can read.
-
-    Raises
-    ------
-    ValueError, FileNotFoundError
-        As `check_checkpoint`; if the teacher has a single layer and the student is to start from half of them.
-
-    Warns
-    -----
-    UserWarning
-        If a checkpoint has fewer positions than the profile's ``max_length``, which is then lowered to them.
-    """
-    configs = [check_checkpoint(profile.teacher_checkpoint, with_pooler=profile.teacher_pooling == "cls")]
-    if profile.student_checkpoint:
-        configs.append(check_checkpoint(profile.student_checkpoint, ("distilbert",)))
-    elif configs[0].num_hidden_layers < 2:
-        raise ValueError(
-            f"the checkpoint {profile.teacher_checkpoint} has one layer, of which a student cannot take half: "
-            "choose "
-            "one with two or more"
-        )
-    positions = min(config.max_position_embeddings for config in configs)
-    if positions < profile.max_length:
-        warnings.warn(
-            f"texts are read as far as {positions} tokens, not {profile.max_length}: the checkpoint has no more "
-            "positions",
-            stacklevel=3,
-        )
-    return replace(profile, max_length=min(positions, profile.max_length))
 
 
 class WeakTeacherError(RuntimeError):

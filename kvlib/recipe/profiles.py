@@ -1,7 +1,10 @@
 """The sizes of the course: ``quick`` for a laptop, ``real`` for real GLUE, ``base`` for BERT-base."""
 
 import os
+import warnings
 from dataclasses import dataclass, replace
+
+from kvlib.pretrained import check_checkpoint
 
 
 @dataclass(frozen=True)
@@ -126,3 +129,35 @@ def get_profile(name: str | None = None) -> Profile:
     if name not in PROFILES:
         raise ValueError(f"unknown profile {name!r}: choose one of {', '.join(PROFILES)} (KVLIB_PROFILE)")
     return PROFILES[name]
+
+
+def check_models(profile: Profile) -> Profile:
+    """Refuse checkpoints that cannot be used; return `profile` with a length that they can read.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        As `check_checkpoint`; if the teacher has a single layer and the student is to start from half of them.
+
+    Warns
+    -----
+    UserWarning
+        If a checkpoint has fewer positions than the profile's ``max_length``, which is then lowered to them.
+    """
+    configs = [check_checkpoint(profile.teacher_checkpoint, with_pooler=profile.teacher_pooling == "cls")]
+    if profile.student_checkpoint:
+        configs.append(check_checkpoint(profile.student_checkpoint, ("distilbert",)))
+    elif configs[0].num_hidden_layers < 2:
+        raise ValueError(
+            f"the checkpoint {profile.teacher_checkpoint} has one layer, of which a student cannot take half: "
+            "choose "
+            "one with two or more"
+        )
+    positions = min(config.max_position_embeddings for config in configs)
+    if positions < profile.max_length:
+        warnings.warn(
+            f"texts are read as far as {positions} tokens, not {profile.max_length}: the checkpoint has no more "
+            "positions",
+            stacklevel=3,
+        )
+    return replace(profile, max_length=min(positions, profile.max_length))
