@@ -255,7 +255,9 @@ def describe_data(task: Task, data: DatasetDict, tokenizer: PreTrainedTokenizerB
     """
     splits = {"train": data["train"], **{name: data[name] for name in task.validation if name in data}}
     frames = {name: split.to_pandas() for name, split in splits.items()}
-    lines = [f"{task.name}: {len(task.text_columns)} text(s) a row, " + _kind(task), _label_table(task, frames)]
+    texts = "single texts" if len(task.text_columns) == 1 else "pairs of texts"
+    kind = f"{task.num_labels} classes" if task.label_names else "a number to predict"
+    lines = [f"{task.name}: {texts}, {kind}", _label_table(task, frames)]
     for name, frame in frames.items():
         texts = [frame[column].tolist() for column in task.text_columns]
         lengths = np.array([len(ids) for ids in tokenizer(*texts)["input_ids"]])
@@ -275,10 +277,6 @@ def describe_data(task: Task, data: DatasetDict, tokenizer: PreTrainedTokenizerB
         shown = task.label_names[row["label"]] if task.label_names else f"{row['label']:g}"
         lines.append(f"  {shown}: " + " / ".join(_shortened(row[column]) for column in task.text_columns))
     return "\n".join(lines)
-
-
-def _kind(task: Task) -> str:
-    return f"{task.num_labels} classes" if task.label_names else "a number to predict"
 
 
 def _shortened(text: str) -> str:

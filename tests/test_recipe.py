@@ -145,7 +145,7 @@ def test_a_stage_made_from_something_else_ends_a_real_process_with_one_line_and_
     (folder / "record.json").write_text('{"made_from": {}}')
     code, printed, errors = finish([sys.executable, "-m", "kvlib", *command])
     assert code == 1
-    assert printed.startswith("sst2: 1 text(s) a row, 2 classes")
+    assert printed.startswith("sst2: single texts, 2 classes")
     assert errors.splitlines() == [
         f"kvlib: {folder} is damaged (it was made from something else than its name says): delete it and start "
         "the same command again"
