@@ -111,6 +111,8 @@ def hold_out(split: Dataset, fraction: float = 0.1, seed: int = 0) -> tuple[Data
         If a class has a single row, or the part is too small to hold a row of each class.
     """
     if not isinstance(split.features["label"], ClassLabel):
+        if len(split) < 10:
+            raise ValueError(f"cannot hold out a part of {len(split)} training rows: use some dozens")
         parts = split.train_test_split(fraction, seed=seed)
         return parts["train"], parts["test"]
     counts, names = Counter(split["label"][:]), split.features["label"].names

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shlex
 import warnings
 from pathlib import Path
 
@@ -48,12 +49,18 @@ def read_table(path: str | Path, columns: tuple[str, ...] = ()) -> pd.DataFrame:
         If a quoted text of a ``.csv`` holds line breaks: a quotation mark may be missing.
     """
     path = Path(path)
-    if path.suffix not in READERS:
-        raise ValueError(f"{path} ends in {path.suffix!r}: expected {', '.join(READERS)}")
+    suffix = path.suffix.lower()
+    if suffix not in READERS:
+        way_out = f": gunzip -c {shlex.quote(str(path))} > new.csv" if suffix == ".gz" else ", by which it is read"
+        raise ValueError(f"{path} ends in {path.suffix!r}, expected {', '.join(READERS)}{way_out}")
     try:
-        if columns:
-            return tsv_frame(read_lines(path), columns, first=1)
-        return READERS[path.suffix](path)
+        frame = tsv_frame(read_lines(path), columns, first=1) if columns else READERS[suffix](path)
+        if frame.empty:
+            raise ValueError("it has no rows")
+        twice = frame.columns[frame.columns.duplicated()]
+        if len(twice):
+            raise ValueError(f"its column {twice[0]!r} stands twice")
+        return frame
     except OSError as error:
         raise FileNotFoundError(f"cannot read {path}: {error}") from error
     except ValueError as error:
@@ -62,36 +69,38 @@ def read_table(path: str | Path, columns: tuple[str, ...] = ()) -> pd.DataFrame:
 
 def _read_text(path: Path) -> str:
     raw = path.read_bytes()
+    name = shlex.quote(str(path))
     for start, (kind, command) in _FOREIGN.items():
         if raw.startswith(start):
-            raise ValueError(f"it is {kind}: {command.format(path, path.suffix)}")
+            raise ValueError(f"it is {kind}: {command.format(name, path.suffix)}")
+    if b"\0" in raw:
+        raise ValueError(
+            f"it holds zero bytes, as UTF-16 does: iconv -f UTF-16LE -t UTF-8 {name} > new{path.suffix}"
+        )
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"it is not UTF-8 (byte {error.start} is 0x{raw[error.start]:02x}): {_advice(path, raw)}"
         ) from error
-    if "\0" in text:
-        raise ValueError(
-            f"it holds zero bytes, as UTF-16 does: iconv -f UTF-16LE -t UTF-8 {path} > new{path.suffix}"
-        )
     if "\r" in text and "\n" not in text:
-        raise ValueError(f"its lines end in CR alone, as on old Macs: tr '\\r' '\\n' < {path} > new{path.suffix}")
+        raise ValueError(f"its lines end in CR alone, as on old Macs: tr '\\r' '\\n' < {name} > new{path.suffix}")
     return text.replace("\r\n", "\n")
 
 
 def _advice(path: Path, raw: bytes) -> str:
+    name = shlex.quote(str(path))
     try:
         raw.decode("cp1252")
     except UnicodeDecodeError:
-        return f"ask `file --mime-encoding {path}` what it is, and turn it into UTF-8 with iconv"
-    return f"it looks like Windows-1252; iconv -f CP1252 -t UTF-8 {path} > new{path.suffix}"
+        return f"ask `file --mime-encoding {name}` what it is, and turn it into UTF-8 with iconv"
+    return f"it looks like Windows-1252; iconv -f CP1252 -t UTF-8 {name} > new{path.suffix}"
 
 
 def read_lines(path: Path) -> list[str]:
-    """Read the lines of a UTF-8 file without their ends."""
+    """Read the lines of a UTF-8 file without their ends, and without blank ones at its end."""
     # not splitlines(), which also splits at characters that may stand inside a sentence: U+2028, U+0085
-    return _read_text(path).removesuffix("\n").split("\n")
+    return _read_text(path).rstrip("\n").split("\n")
 
 
 def tsv_frame(lines: list[str], columns: tuple[str, ...], first: int) -> pd.DataFrame:
@@ -105,7 +114,7 @@ def _frame(
 ) -> pd.DataFrame:
     for number, row in zip(numbers, rows, strict=True):
         if len(row) != len(columns):
-            raise ValueError(f"line {number} has {len(row)} fields, the header has {len(columns)}{hint}")
+            raise ValueError(f"line {number} has {len(row)} fields, expected {len(columns)}{hint}")
     return pd.DataFrame(rows, pd.Index(numbers, name="line"), columns=list(columns), dtype=object)
 
 
@@ -116,20 +125,25 @@ def _read_tsv(path: Path) -> pd.DataFrame:
 
 def _read_csv(path: Path) -> pd.DataFrame:
     text = _read_text(path)
-    header = text.split("\n", 1)[0]
+    header, begin = text.split("\n", 1)[0], 1
     separator = max(",;\t|", key=re.sub('"[^"]*"', "", header).count)
+    if named := re.match(r"sep=(.)\n", text):
+        # Excel's own first line
+        text, separator, begin = text[named.end() :], named[1], 2
     # not pandas, which takes surplus fields for an index and "NA" for a missing text
     csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    rows, numbers, longer, begin = [], [], [], 1
+    # "a", "b": by the standard the second text would begin with a space and hold the marks
+    spaced = f'{separator} "' in text[:1000]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=spaced)
+    rows, numbers, longer, above = [], [], [], begin - 1
     try:
         for row in reader:
-            if row:
+            if len(row) > 1 or "".join(row).strip():
                 rows.append(row)
                 numbers.append(begin)
-                if reader.line_num > begin:
+                if reader.line_num + above > begin:
                     longer.append(begin)
-            begin = reader.line_num + 1
+            begin = reader.line_num + above + 1
     except csv.Error as error:
         raise ValueError(
             f"line {begin}: {error}; inside a quoted text a quotation mark is written twice, and each one that "
@@ -179,9 +193,11 @@ def require_columns(where: str, found: list[str], expected: tuple[str, ...] | li
     """Raise ValueError, with the columns there are, if one is missing."""
     missing = [column for column in expected if column not in found]
     if missing:
+        # spaces around a name would not be seen
+        shown = [repr(name) if name != name.strip() else name for name in map(str, found)]
         raise ValueError(
             f"{where} has no column {', '.join(map(repr, missing))}: expected {', '.join(expected)}, "
-            f"found {', '.join(map(str, found))}"
+            f"found {', '.join(shown)}"
         )
 
 
@@ -191,6 +207,12 @@ def require_texts(where: str, frame: pd.DataFrame, columns: tuple[str, ...] | li
         blank = ~frame[column].map(lambda text: isinstance(text, str) and bool(text.strip())).astype(bool)
         if blank.any():
             shown = ", ".join(map(str, frame.index[blank][:5])) + (", …" if blank.sum() > 5 else "")
+            other = frame[column][blank].dropna().map(lambda text: not isinstance(text, str))
+            if other.any():
+                kind = type(frame[column][blank].dropna()[other].iloc[0]).__name__
+                raise ValueError(
+                    f"{where}: column {column!r} holds {kind}, expected texts: turn them into strings"
+                )
             raise ValueError(
                 f"{where}: {int(blank.sum())} rows have no text in column {column!r} "
                 f"({frame.index.name or 'row'} {shown}): "

@@ -75,6 +75,8 @@ def load_glue(task: str | Task, source: str | Path | None = None) -> DatasetDict
         Of the official download: if rows are broken and left out, have no text, or are fewer than GLUE's.
     """
     task = get_task(task)
+    if task.name not in _OFFICIAL:
+        raise ValueError(f"task {task.name!r} is none of GLUE's: pass its data, too, as load_task gives them")
     if source == "hub":
         return _load_hub(task)
     source = MINI_GLUE if source in (None, "mini") else Path(source)
@@ -92,8 +94,10 @@ def load_glue(task: str | Task, source: str | Path | None = None) -> DatasetDict
     paths = {name: _find_split(folder, name) for name in task.splits}
     for name in ("train", task.validation[0]):
         if paths[name] is None:
+            hint = f" (GLUE's own download calls the folder {_OFFICIAL[task.name].folder})"
             raise FileNotFoundError(
                 f"{folder} has no split {name!r}: expected {name}{', '.join(READERS)}, found {_present(folder)}"
+                + (hint if (folder / "dev.tsv").is_file() else "")
             )
     return DatasetDict({name: _read_split(path, task) for name, path in paths.items() if path})
 
@@ -134,12 +138,12 @@ def _load_official(source: Path, task: Task) -> DatasetDict:
 
 
 def _read_official(path: Path, task: Task, name: str) -> Dataset:
-    """Read a file of the official download; QQP's and MNLI's have rows of other widths than their header."""
+    """Read a file of the official download; of QQP's and MNLI's, rows of another width are left out."""
     layout, is_test, first = _OFFICIAL[task.name], name in task.test, 2
     if task.name == "cola" and not is_test:
         frame, first = read_table(path, layout.columns), 1
     elif task.name in ("mnli", "qqp"):
-        frame = _read_uneven(path, layout, is_test)
+        frame = _read_uneven(path)
     else:
         frame = read_table(path)
     found = list(frame.columns)
@@ -160,28 +164,20 @@ def _read_official(path: Path, task: Task, name: str) -> Dataset:
     return to_split(rows, str(path), task, is_test)
 
 
-def _read_uneven(path: Path, layout: _Layout, is_test: bool) -> pd.DataFrame:
-    """Read a file whose rows differ in width: MNLI's label stands last, QQP's broken rows are left out."""
+def _read_uneven(path: Path) -> pd.DataFrame:
     header, *lines = read_lines(path)
     columns = header.split("\t")
-    needed = [column for column in layout.texts if column in columns]
     rows = {number: line.split("\t") for number, line in enumerate(lines, start=2)}
-    if layout.label == "gold_label" and not is_test:
-        kept, last = (columns[0], *needed, layout.label), max(map(columns.index, needed), default=0)
-        whole = {
-            n: [row[0], *(row[columns.index(c)] for c in needed), row[-1]]
-            for n, row in rows.items()
-            if len(row) > last + 1
-        }
-    else:
-        kept, whole = columns, {n: row for n, row in rows.items() if len(row) == len(columns)}
+    whole = {number: row for number, row in rows.items() if len(row) == len(columns)}
     if broken := [number for number in rows if number not in whole]:
         shown = ", ".join(map(str, broken[:5])) + (", …" if len(broken) > 5 else "")
         warnings.warn(
             f"{path}: {len(broken)} broken rows left out (line {shown}): not as many fields as columns",
             stacklevel=5,
         )
-    return pd.DataFrame(list(whole.values()), pd.Index(whole, name="line"), list(kept), dtype=object)
+    if not whole:
+        raise ValueError(f"{path} has no rows")
+    return pd.DataFrame(list(whole.values()), pd.Index(whole, name="line"), columns, dtype=object)
 
 
 def _find_split(folder: Path, name: str) -> Path | None:
@@ -196,8 +192,6 @@ def _read_split(path: Path, task: Task) -> Dataset:
     optional = {"idx", "label"} if is_test else {"idx"}
     required = [column for column in task.columns if column not in optional]
     require_columns(str(path), list(frame.columns), required)
-    if frame.empty:
-        raise ValueError(f"{path} has a header but no rows")
     require_texts(str(path), frame, task.text_columns)
     if "idx" not in frame:
         frame["idx"] = range(len(frame))
@@ -224,8 +218,8 @@ def _parse_labels(frame: pd.DataFrame, where: str, task: Task, is_test: bool) ->
         allowed, good = f"a number from {low:g} to {high:g}", numbers.between(low, high)
     else:
         allowed = "one of " + ", ".join(f"{i} ({name})" for i, name in enumerate(task.label_names))
-        names = {name: number for number, name in enumerate(task.label_names)}
-        numbers = raw.map(names).astype(float).fillna(numbers)
+        names = {name: float(number) for number, name in enumerate(task.label_names)}
+        numbers = pd.to_numeric(raw.map(lambda label: names.get(label, label)), errors="coerce")
         good = numbers.isin(range(task.num_labels))
     if is_test:
         allowed, good = f"{allowed} or -1 (hidden)", good | (numbers == -1)

@@ -2,13 +2,13 @@
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset, load_from_disk
-from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.model_selection import train_test_split
 from transformers import PreTrainedTokenizerBase
 
 from kvlib.data import Task
@@ -20,7 +20,8 @@ Source = str | Path | Sequence[str | Path] | pd.DataFrame | Dataset | DatasetDic
 _MOST_NUMBERED_CLASSES = 20
 # a class with fewer rows is hardly learned, and its score means little
 _RARE = 10
-_HELD_OUT_PARTS = 5
+_NUMBER = r"-?(0|[1-9]\d{0,14})(\.\d+)?"
+_DECIMAL_COMMA = r"-?(0|[1-9]\d*)(,\d+)?"
 
 
 def load_task(
@@ -43,10 +44,11 @@ def load_task(
     text, text_pair, label : str
         Columns. In the splits they are called ``text``, ``text_pair`` and ``label``.
     validation : optional
-        As `data`. Without it a fifth of the rows is held out: seeded, stratified, equal texts on one side.
+        As `data`. Without it a fifth of the different texts is held out: seeded, stratified, equal ones (but for
+        case and spaces) on one side; a text that makes up more than a fiftieth of the rows stays in training.
     regression : bool, optional
         Whether the label is a number to predict. By default fractions are, and up to 20 different whole numbers or
-        any words are classes.
+        any words are classes; codes such as 01067 are words.
     name : str, optional
         The task's; by default that of the file.
     seed : int
@@ -72,20 +74,22 @@ def load_task(
     UserWarning
         If a class has fewer than 10 training rows, or a validation text stands among the training texts.
     """
-    splits, where = _read(data, label), {"train": _named(data), "validation": _named(data)}
-    if validation is not None:
-        splits["validation"], where["validation"] = (
-            pd.concat(_read(validation, label).values()),
-            _named(validation),
+    columns = {"text": text, "label": label} | ({"text_pair": text_pair} if text_pair else {})
+    if len(set(columns.values())) < len(columns):
+        raise ValueError(
+            f"text, text_pair and label are {', '.join(columns.values())}: expected different columns"
         )
-    frames = {
-        split: _checked(splits[split], where[split], text, label, text_pair)
-        for split in ("train", "validation")
-        if split in splits
-    }
-    if "train" not in frames:
+    splits = _read(data)
+    if "train" not in splits:
         raise ValueError(f"the data has no split 'train', only {', '.join(splits)}")
-    names = _class_names(frames, label, regression)
+    if validation is not None:
+        others = _read(validation)
+        if len(others) > 1 and "validation" not in others:
+            raise ValueError(f"the validation data has the splits {', '.join(others)}: pass one of them")
+        splits["validation"] = others.get("validation", next(iter(others.values())))
+    splits = {name: splits[name] for name in ("train", "validation") if name in splits}
+    frames = {name: _checked(frame, where, columns) for name, (frame, where) in splits.items()}
+    names = _class_names(frames, {name: where for name, (_, where) in splits.items()}, label, regression)
     texts = ("text", "text_pair") if text_pair else ("text",)
     metrics = ("macro_f1", "accuracy", "mcc") if names else ("pearson", "spearman")
     task = Task(_task_name(name, data), texts, names, metrics)
@@ -95,127 +99,169 @@ def load_task(
     return task, DatasetDict({split: _to_split(frame, task) for split, frame in frames.items()})
 
 
-def _named(data: Source) -> str:
-    if isinstance(data, str | Path):
-        return str(data)
-    return ", ".join(map(str, data)) if isinstance(data, list | tuple) else "the data"
-
-
 def _task_name(name: str | None, data: Source) -> str:
     first = data if isinstance(data, str | Path) else data[0] if isinstance(data, list | tuple) else "task"
     return re.sub("[^a-z0-9]+", "-", (name or Path(str(first)).stem).lower()).strip("-") or "task"
 
 
-def _read(data: Source, label: str) -> dict[str, pd.DataFrame]:
-    """Read whatever holds the rows: by split a frame, in which each row knows where it stands."""
+def _read(data: Source) -> dict[str, tuple[pd.DataFrame, str]]:
+    """Read whatever holds the rows: by split a frame, in which each row knows where it stands, and its name."""
     if isinstance(data, pd.DataFrame):
-        return {"train": data.rename_axis("row")}
+        return {"train": (data.set_axis(pd.RangeIndex(len(data), name="row")), "the data")}
     if isinstance(data, Dataset):
-        return {"train": _frame_of(data, label)}
+        return {"train": (_frame_of(data), "the data")}
     if isinstance(data, DatasetDict):
-        return {split: _frame_of(rows, label) for split, rows in data.items()}
+        # hidden labels of a test split need not be readable
+        return {
+            split: (_frame_of(rows), f"the {split} split") for split, rows in data.items() if split != "test"
+        } or {"test": (pd.DataFrame(), "the test split")}
     if not isinstance(data, str | Path):
-        return {"train": pd.concat([_with_file(read_table(path), path) for path in data])}
+        frames = {str(path): read_table(path) for path in data}
+        first, *_ = frames.values()
+        for path, frame in frames.items():
+            require_columns(path, list(frame.columns), list(first.columns))
+        return {
+            "train": (pd.concat([_with_file(frame, path) for path, frame in frames.items()]), ", ".join(frames))
+        }
     path = Path(data)
     if path.is_dir():
-        try:
-            return _read(load_from_disk(str(path)), label)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{path} is a folder, but none that datasets' save_to_disk wrote") from error
-    if path.suffix in READERS or path.exists():
-        return {"train": read_table(path)}
+        return _renamed(
+            _from(load_from_disk, path, f"{path} is a folder, but none that datasets' save_to_disk wrote"), path
+        )
+    if path.suffix.lower() in READERS or path.exists():
+        return {"train": (read_table(path), str(path))}
+    return _renamed(
+        _from(load_dataset, data, f"there is no file {data}, and the hub gives no data set of that name"), data
+    )
+
+
+def _from(load: Callable[[str], Dataset | DatasetDict], name: str | Path, otherwise: str) -> Dataset | DatasetDict:
     try:
-        return _read(load_dataset(str(data)), label)
+        return load(str(name))
     # the errors of the hub's client and of what it reads with share no base class
     except Exception as error:
-        raise FileNotFoundError(
-            f"there is no file {data}, and the hub gives no data set of that name: {type(error).__name__}: {error}"
-        ) from error
+        raise FileNotFoundError(f"{otherwise}: {type(error).__name__}: {error}") from error
+
+
+def _renamed(rows: Dataset | DatasetDict, name: str | Path) -> dict[str, tuple[pd.DataFrame, str]]:
+    return {split: (frame, f"{name} ({split})") for split, (frame, _) in _read(rows).items()}
 
 
 def _with_file(frame: pd.DataFrame, path: str | Path) -> pd.DataFrame:
     return frame.set_axis(pd.Index([f"{number} of {path}" for number in frame.index], name=frame.index.name))
 
 
-def _frame_of(rows: Dataset, label: str) -> pd.DataFrame:
+def _frame_of(rows: Dataset) -> pd.DataFrame:
     frame = rows.to_pandas().rename_axis("row")
-    if isinstance(rows.features.get(label), ClassLabel):
-        names = rows.features[label].names
-        frame[label] = pd.Categorical.from_codes(frame[label], names)
+    for column, feature in rows.features.items():
+        if isinstance(feature, ClassLabel):
+            names = dict(enumerate(feature.names))
+            frame[column] = pd.Categorical(frame[column].map(names), feature.names)
     return frame
 
 
-def _checked(frame: pd.DataFrame, where: str, text: str, label: str, text_pair: str | None) -> pd.DataFrame:
-    wanted = [column for column in (text, text_pair, label) if column]
+def _checked(frame: pd.DataFrame, where: str, columns: dict[str, str]) -> pd.DataFrame:
     found = list(map(str, frame.columns))
     if len(found) == 1 and "separator" in frame.attrs:
         where = f"{where}, whose header was separated at {frame.attrs['separator']!r},"
-    require_columns(where, found, wanted)
-    require_texts(where, frame, [column for column in (text, text_pair) if column])
-    missing = frame[label].isna() | frame[label].astype(str).str.strip().eq("")
+    require_columns(where, found, list(columns.values()))
+    frame = frame.set_axis(found, axis=1)
+    if frame.empty:
+        raise ValueError(f"{where} has no rows")
+    if any(found.count(column) > 1 for column in columns.values()):
+        raise ValueError(f"{where} has a column twice: expected {', '.join(columns.values())} once each")
+    texts = [column for name, column in columns.items() if name != "label"]
+    require_texts(where, frame, texts)
+    labels = frame[columns["label"]]
+    missing = labels.isna() | labels.astype(str).str.strip().eq("")
     if missing.any():
         raise ValueError(
-            f"{where}: {int(missing.sum())} rows have no {label!r}, the first in {place(frame, missing)}"
+            f"{where}: {int(missing.sum())} rows have no {columns['label']!r}, the first in "
+            f"{place(frame, missing)}"
         )
-    columns = {"text": frame[text], "label": frame[label]}
-    return pd.DataFrame(columns | ({"text_pair": frame[text_pair]} if text_pair else {}))
+    return pd.DataFrame({name: frame[column] for name, column in columns.items()})
 
 
-def _class_names(frames: dict[str, pd.DataFrame], label: str, regression: bool | None) -> tuple[str, ...]:
+def _class_names(
+    frames: dict[str, pd.DataFrame], where: dict[str, str], label: str, regression: bool | None
+) -> tuple[str, ...]:
     """Tell classes from numbers and write labels as names (as floats for regression) into the frames."""
     declared = frames["train"]["label"].dtype
     if isinstance(declared, pd.CategoricalDtype):
-        for frame in frames.values():
-            frame["label"] = frame["label"].astype(str)
-        return tuple(map(str, declared.categories))
-    labels = pd.concat([frame["label"].astype(object) for frame in frames.values()])
-    # True and False are words here
-    numbers = pd.to_numeric(labels.astype(str).str.strip(), errors="coerce")
-    numeric = bool(np.isfinite(numbers).all())
-    if regression and not numeric:
-        wrong = ~np.isfinite(numbers)
-        raise ValueError(f"{place(labels, wrong)} has {label!r} {labels[wrong].iloc[0]!r}, expected a number")
-    whole = numeric and bool((numbers % 1 == 0).all())
-    if regression is None:
-        if whole and numbers.nunique() > _MOST_NUMBERED_CLASSES:
-            raise ValueError(
-                f"{label!r} holds {numbers.nunique()} different whole numbers: say whether they are a quantity to "
-                "predict (--regression, regression=True) or classes (--no-regression, regression=False)"
-            )
-        regression = numeric and not whole
-    for frame in frames.values():
         if regression:
-            frame["label"] = pd.to_numeric(frame["label"]).astype(float)
-        elif whole:
-            frame["label"] = pd.to_numeric(frame["label"]).astype(int).astype(str)
-        else:
-            frame["label"] = frame["label"].astype(str).str.strip()
-    if regression:
+            raise ValueError(f"{where['train']}: {label!r} holds declared classes, not numbers to predict")
+        _replace_labels(frames, lambda labels: labels.astype(str))
+        used = set().union(*(frame["label"] for frame in frames.values()))
+        unknown = used - set(map(str, declared.categories))
+        return (*(name for name in map(str, declared.categories) if name in used), *sorted(unknown))
+    words = pd.concat([frame["label"].astype(str).str.strip() for frame in frames.values()])
+    # a decimal comma is one where no label is a word
+    if words.str.fullmatch(_DECIMAL_COMMA).all() and words.str.contains(",").any():
+        _replace_labels(frames, lambda labels: labels.str.replace(",", "."))
+    wrong = {split: ~frame["label"].map(_is_number).astype(bool) for split, frame in frames.items()}
+    numeric = not any(found.any() for found in wrong.values())
+    if regression and not numeric:
+        split = next(split for split, found in wrong.items() if found.any())
+        value = str(frames[split]["label"][wrong[split]].iloc[0])
+        at = place(frames[split], wrong[split])
+        raise ValueError(f"{where[split]}: {at} has {label!r} {value!r}, expected a number")
+    numbers = pd.concat([frame["label"].astype(float) for frame in frames.values()]) if numeric else None
+    whole = numeric and bool((numbers % 1 == 0).all())
+    if regression is None and whole and numbers.nunique() > _MOST_NUMBERED_CLASSES:
+        raise ValueError(
+            f"{label!r} holds {numbers.nunique()} different whole numbers: say whether they are a quantity to "
+            "predict (--regression, regression=True) or classes (--no-regression, regression=False)"
+        )
+    if regression or (regression is None and numeric and not whole):
+        if numbers.nunique() < 2:
+            raise ValueError(f"{label!r} is {numbers.iloc[0]:g} in every row: there is nothing to predict")
+        _replace_labels(frames, lambda labels: labels.astype(float))
         return ()
-    names = sorted(set().union(*(frame["label"] for frame in frames.values())), key=int if whole else None)
+    # 1 and 1.0 are one class
+    _replace_labels(
+        frames, lambda labels: labels.map(lambda one: f"{float(one):.15g}" if numeric else str(one).strip())
+    )
+    names = sorted(set().union(*(frame["label"] for frame in frames.values())), key=float if numeric else None)
     if len(names) < 2:
         raise ValueError(f"{label!r} is {names[0]!r} in every row: expected two classes or more")
-    if len(names) > len(labels) / 2:
-        raise ValueError(
-            f"{label!r} has {len(names)} different values in {len(labels)} rows: these are no classes"
-        )
+    if len(names) > len(words) / 2:
+        raise ValueError(f"{label!r} has {len(names)} different values in {len(words)} rows: these are no classes")
     return tuple(names)
 
 
+def _is_number(label: object) -> bool:
+    """Tell a number from a word, such as True, and from a code, such as 01067, 1E2 or one of twenty digits."""
+    if isinstance(label, str):
+        return re.fullmatch(_NUMBER, label.strip()) is not None
+    is_number = isinstance(label, int | float | np.number) and not isinstance(label, bool | np.bool_)
+    return is_number and abs(label) < 10**15
+
+
+def _replace_labels(frames: dict[str, pd.DataFrame], change: Callable[[pd.Series], pd.Series]) -> None:
+    for frame in frames.values():
+        frame["label"] = change(frame["label"])
+
+
 def _hold_out(frame: pd.DataFrame, task: Task, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    if len(frame) < _HELD_OUT_PARTS:
-        raise ValueError(f"the data has {len(frame)} rows: expected some dozens at least")
-    groups = _keys(frame, task).factorize()[0]
-    strata = frame["label"] if task.label_names else pd.qcut(frame["label"].rank(method="first"), 4, labels=False)
-    folds = StratifiedGroupKFold(_HELD_OUT_PARTS, shuffle=True, random_state=seed)
-    with warnings.catch_warnings():
-        # of a class with few rows, about which more is said below
-        warnings.simplefilter("ignore", UserWarning)
-        try:
-            train, held_out = next(folds.split(frame, strata.astype(str), groups))
-        except ValueError as error:
-            raise ValueError(f"the data cannot be parted into training and validation rows: {error}") from error
-    return frame.iloc[train], frame.iloc[held_out]
+    """Draw a fifth of the distinct texts, stratified; what stands very often stays in training."""
+    keys = _keys(frame, task)
+    often = keys.map(keys.value_counts()) > max(3, len(frame) // 50)
+    distinct = frame[~(often | keys.duplicated())]
+    strata = distinct["label"]
+    if task.is_regression and len(distinct) >= 8:
+        strata = pd.qcut(strata.rank(method="first"), 4, labels=False)
+    counts = strata.value_counts()
+    fewest = max(2, task.num_labels)
+    if len(distinct) < 5 * fewest or counts.min() < 2:
+        raise ValueError(
+            f"the data has {len(distinct)} different texts"
+            + (f", of {counts.idxmin()!r} {counts.min()}" if len(counts) and task.label_names else "")
+            + f": expected {5 * fewest} or more, and two of each class, to hold a fifth out; add rows, or name a "
+            "validation file"
+        )
+    _, chosen = train_test_split(keys[distinct.index], test_size=0.2, random_state=seed, stratify=strata)
+    held_out = keys.isin(set(chosen))
+    return frame[~held_out], frame[held_out]
 
 
 def _check_classes(frames: dict[str, pd.DataFrame], task: Task, label: str) -> None:
@@ -238,7 +284,9 @@ def _check_classes(frames: dict[str, pd.DataFrame], task: Task, label: str) -> N
 
 
 def _keys(frame: pd.DataFrame, task: Task) -> pd.Series:
-    return frame[list(task.text_columns)].agg("\n".join, axis=1).str.lower()
+    """Return each row's texts in lower case and with single spaces: what the tokenizer cannot tell apart."""
+    rows = zip(*(frame[column] for column in task.text_columns), strict=True)
+    return pd.Series(["\n".join(" ".join(text.lower().split()) for text in row) for row in rows], frame.index)
 
 
 def _to_split(frame: pd.DataFrame, task: Task) -> Dataset:

@@ -70,7 +70,7 @@ def test_split_in_two_formats_is_refused(folder):
         ("sentence\tlabel\tidx\nA film.\tgood\t0\n", r"line 2 has label 'good'"),
         ("sentence\tlabel\tidx\nA film.\t-1\t0\n", r"line 2 has label '-1'"),
         ("sentence\tlabel\tidx\nA film.\t1\t0\n \t1\t1\n", r"1 rows have no text in column 'sentence' \(line 3\)"),
-        ("sentence\tlabel\tidx\nA film.\t1\n", r"line 2 has 2 fields, the header has 3"),
+        ("sentence\tlabel\tidx\nA film.\t1\n", r"line 2 has 2 fields, expected 3"),
         (
             "sentence\tlabel\tidx\nA film.\t1\t7\nA play.\t1\t7\n",
             r"line 3 has idx '7', expected whole numbers, each once",
@@ -83,7 +83,7 @@ def test_split_in_two_formats_is_refused(folder):
             "sentence\tlabel\tidx\nA film.\t1\t0\nA play.\t1\tone\n",
             r"line 3 has idx 'one', expected whole numbers",
         ),
-        ("sentence\tlabel\tidx\n", r"no rows"),
+        ("sentence\tlabel\tidx\n", r"it has no rows"),
     ],
 )
 def test_bad_rows_are_named(folder, text, message):

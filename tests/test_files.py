@@ -18,9 +18,7 @@ def write(folder, name, content):
 def test_surplus_fields_are_refused_with_their_line(tmp_path):
     for rows, line in (("good, 0,0\nbad, 1,1\n", 2), ("good,0\nbad, 1,1\n", 3)):
         path = write(tmp_path, "a.csv", f"sentence,label\n{rows}")
-        with pytest.raises(
-            ValueError, match=rf"a.csv: line {line} has 3 fields, the header has 2 .*in quotation marks"
-        ):
+        with pytest.raises(ValueError, match=rf"a.csv: line {line} has 3 fields, expected 2 .*in quotation marks"):
             read_table(path)
 
 
@@ -70,7 +68,7 @@ def test_separator_is_told_from_the_header(tmp_path, separator):
         ("a.tsv", CSV.replace(",", "\t").replace("\n", "\r"), r"lines end in CR alone.*tr '\\r' '\\n' < .*a.tsv"),
         ("a.csv", b"PK\x03\x04rest", "a zip archive or a spreadsheet"),
         ("a.jsonl", '{"sentence": "a"}\n[1]\n', r"line 2 is \[1\], expected an object"),
-        ("a.xlsx", b"PK\x03\x04rest", r"ends in '.xlsx': expected .tsv, .csv, .jsonl, .parquet"),
+        ("a.xlsx", b"PK\x03\x04rest", r"ends in '.xlsx', expected .tsv, .csv, .jsonl, .parquet"),
     ],
     # contents differ from process to process: gzip writes the time
     ids=["cp1252", "unknown", "utf-16", "utf-16 without mark", "gzip", "CR", "zip", "no objects", "spreadsheet"],
@@ -98,3 +96,25 @@ def test_every_format_gives_the_same_texts(tmp_path):
     (tmp_path / "a.tsv").write_text("a\tb\n" + "".join(f"{text}\tx\n" for text in texts))
     for suffix in ("csv", "jsonl", "parquet", "tsv"):
         assert read_table(tmp_path / f"a.{suffix}")["a"].tolist() == texts, suffix
+
+
+def test_what_spreadsheets_and_hands_write_is_read(tmp_path):
+    frame = read_table(write(tmp_path, "a.csv", "sep=;\nsentence;label\none;1\ntwo;0\n\n  \n"))
+    assert (frame["sentence"].tolist(), frame.index.tolist()) == (["one", "two"], [3, 4])
+    frame = read_table(write(tmp_path, "A.CSV", 'sentence, label\n"good, really", "1"\n"bad", "0"\n'))
+    assert frame.to_dict("list") == {"sentence": ["good, really", "bad"], "label": ["1", "0"]}
+    assert len(read_table(write(tmp_path, "a.tsv", "sentence\tlabel\none\t1\n\n\n"))) == 1
+    assert len(read_table(write(tmp_path, "a.jsonl", '{"sentence": "one"}\n\n'))) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "sentence,label\n", "it has no rows"),
+        ("a.csv", "label,label\n1,2\n", "its column 'label' stands twice"),
+        ("a.csv.gz", b"\x1f\x8b", r"ends in '.gz', expected .*: gunzip -c"),
+    ],
+)
+def test_tables_that_are_none_are_refused(tmp_path, name, content, message):
+    with pytest.raises(ValueError, match=message):
+        read_table(write(tmp_path, name, content))

@@ -66,19 +66,35 @@ def test_broken_rows_of_qqp_are_named_and_counted(official):
     assert sum("is a part: 2 of GLUE's 363846 rows" in message for message in messages) == 1
 
 
-def test_rows_of_mnli_may_be_wider_than_the_header(tmp_path):
+def test_a_row_of_mnli_with_a_tab_too_many_is_left_out_and_named(tmp_path):
     lines = FILES["mnli"][1]["dev_matched"]
-    wider = [lines[0], lines[1].replace("\tneutral\tneutral\t\t\t", "\tneutral\tneutral\t\t\t\t"), *lines[2:]]
-    data = load("mnli", write_official(tmp_path, mnli__dev_matched=wider))
-    assert (
-        data["validation_matched"].to_list()
-        == load("mnli", write_official(tmp_path))["validation_matched"].to_list()
-    )
+    folder = write_official(tmp_path, mnli__dev_matched=[*lines[:3], lines[3].replace("\tB.", "\tB.\tand more")])
+    with pytest.warns(UserWarning) as caught:
+        data = load_glue("mnli", folder)
+    assert data["validation_matched"]["idx"][:] == [0, 1]
+    assert any("dev_matched.tsv: 1 broken rows left out (line 4)" in str(one.message) for one in caught)
+
+
+def test_files_with_nothing_but_a_header_are_refused(tmp_path):
+    for task in ("qqp", "stsb"):
+        folder = write_official(tmp_path / task, **{f"{task}__dev": FILES[task][1]["dev"][:1]})
+        with pytest.raises(ValueError, match=r"dev.tsv.* has no rows"):
+            load(task, folder)
+
+
+def test_windows_line_ends_and_blank_last_lines_change_nothing(tmp_path, official):
+    folder = write_official(tmp_path)
+    for path in folder.rglob("*.tsv"):
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n") + b"\r\n\r\n")
+    for task in TASKS:
+        assert {n: split.to_list() for n, split in load(task, folder).items()} == {
+            n: split.to_list() for n, split in load(task, official).items()
+        }
 
 
 def test_a_broken_row_elsewhere_is_refused_with_its_line(tmp_path):
     folder = write_official(tmp_path, rte__train=[*FILES["rte"][1]["train"], "2\tonly one"])
-    with pytest.raises(ValueError, match=r"RTE/train.tsv: line 4 has 2 fields, the header has 4"):
+    with pytest.raises(ValueError, match=r"RTE/train.tsv: line 4 has 2 fields, expected 4"):
         load_glue("rte", folder)
 
 

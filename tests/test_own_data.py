@@ -65,6 +65,10 @@ def test_a_validation_file_is_taken_as_it_is_and_shared_texts_are_told():
         ([True, False, True] * 20, ("False", "True")),
         ([" b", "a", "b "] * 20, ("a", "b")),
         ([0.5, 1.0, 2.25] * 20, ()),
+        (["0,5", "1", "2,25"] * 20, ()),
+        (["1", "1.0", "2"] * 20, ("1", "2")),
+        (["01067", "1067", "1E2"] * 20, ("01067", "1067", "1E2")),
+        ([10**20, 10**20 + 1] * 30, (str(10**20), str(10**20 + 1))),
         (["0.5", "-1", "2.25"] * 20, ()),
     ],
 )
@@ -74,9 +78,9 @@ def test_classes_and_numbers_are_told_apart(labels, names):
     assert task.metrics == (("macro_f1", "accuracy", "mcc") if names else ("pearson", "spearman"))
     found = [label for split in data.values() for label in split["label"]]
     if names:
-        assert sorted(found) == sorted(names.index(str(label).strip()) for label in labels)
+        assert sorted(found) == sorted(names.index(str(label).strip().removesuffix(".0")) for label in labels)
     else:
-        assert sorted(found) == sorted(map(float, labels))
+        assert sorted(found) == sorted(float(str(label).replace(",", ".")) for label in labels)
 
 
 def test_many_whole_numbers_must_be_named():
@@ -98,7 +102,7 @@ def test_declared_classes_keep_their_order():
     numbered = rows().assign(stars=pd.Categorical([5 - n % 5 for n in range(60)], categories=[5, 4, 3, 2, 1]))
     task, data = load(numbered)
     assert task.label_names == ("5", "4", "3", "2", "1")
-    assert data["train"].filter(lambda row: row["text"].endswith("awful"))["label"][:] == [0] * 10
+    assert {row["label"] for row in data["train"] if row["text"].endswith("awful")} == {0}
     split = DatasetDict(train=features, validation=features.select(range(10)), test=features)
     with pytest.warns(UserWarning, match="stand among"):
         assert list(load(split)[1]) == ["train", "validation"]
@@ -120,8 +124,12 @@ def test_pairs_keep_both_texts(tokenizer):
         (rows().assign(stars=[None, *rows()["stars"][1:]]), r"1 rows have no 'stars', the first in row 0"),
         (rows().assign(stars="fine"), r"'stars' is 'fine' in every row: expected two classes or more"),
         (rows().assign(stars=rows()["review"]), r"60 different values in 60 rows: these are no classes"),
-        (rows(61).assign(stars=[*rows()["stars"], "odd"]), r"no (validation|train) row has 'stars' 'odd'"),
-        (rows(4, ("a", "b")), r"4 rows: expected some dozens"),
+        (rows(61).assign(stars=[*rows()["stars"], "odd"]), r"61 different texts, of 'odd' 1: expected 30 or more"),
+        (rows(4, ("a", "b")), r"4 different texts, of 'a' 2: expected 10 or more"),
+        (rows().head(0), r"the data has no rows"),
+        (rows().assign(review=range(60)), r"column 'review' holds int64, expected texts: turn them into strings"),
+        (rows().set_axis(["review", "review"], axis=1).assign(stars=1), r"has a column twice"),
+        (rows().assign(stars=0.5), r"'stars' is 0.5 in every row: there is nothing to predict"),
     ],
 )  # fmt: skip
 def test_data_that_cannot_be_learned_from_is_refused(frame, message):
@@ -181,3 +189,44 @@ def test_metrics_of_own_tasks_weigh_every_class_alike():
     assert compute_metrics(two, np.array([1, 1]), np.array([0, 1]))["macro_f1"] == pytest.approx(1 / 3)
     number, _ = load(rows().assign(stars=[-1.0, 0.5, 2.0] * 20))
     assert compute_metrics(number, np.array([-1.0, 2.0]), np.array([-1.0, 2.0]))["pearson"] == pytest.approx(1)
+
+
+def test_a_text_that_stands_very_often_neither_fills_nor_empties_validation():
+    frame = rows(1000, ("no", "yes")).assign(review=lambda f: f["review"].where(f.index >= 400, "thanks"))
+    for seed in range(3):
+        _, data = load(frame, seed=seed)
+        assert len(data["validation"]) == 120  # a fifth of the 600 other texts
+        assert "thanks" not in data["validation"]["text"][:]
+
+
+def test_texts_that_differ_in_spaces_are_equal():
+    frame = rows(80, ("no", "yes")).assign(review=lambda f: [f"text {n // 2}" + " " * (n % 2) for n in range(80)])
+    _, data = load(frame)
+    texts = [{text.strip() for text in split["text"]} for split in data.values()]
+    assert not texts[0] & texts[1]
+    assert len(texts[1]) == 8
+
+
+def test_validation_of_several_splits_and_declared_classes_are_not_guessed_at():
+    split = Dataset.from_pandas(rows())
+    with pytest.raises(ValueError, match=r"the validation data has the splits train, other: pass one of them"):
+        load(rows(), validation=DatasetDict(train=split, other=split))
+    with pytest.raises(ValueError, match=r"'stars' holds declared classes, not numbers to predict"):
+        load(split.cast_column("stars", ClassLabel(names=NAMES)), regression=True)
+    with pytest.raises(
+        ValueError, match=r"text, text_pair and label are review, stars, review: expected different"
+    ):
+        load(rows(), text_pair="review")
+
+
+def test_files_with_other_columns_and_paths_with_spaces_are_named(tmp_path):
+    first, second = tmp_path / "a file.csv", tmp_path / "b.csv"
+    rows().to_csv(first, index=False)
+    rows().rename(columns={"review": "text"}).to_csv(second, index=False)
+    with pytest.raises(
+        ValueError, match=r"b.csv has no column 'review': expected review, stars, found text, stars"
+    ):
+        load([first, second])
+    first.write_bytes(first.read_bytes().decode().encode("utf-16"))
+    with pytest.raises(ValueError, match=r"iconv -f UTF-16 -t UTF-8 '.*a file.csv' > new.csv"):
+        load(first)

@@ -39,7 +39,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     try:
         _CHECKS[arguments.command](arguments)
     except (ValueError, OSError) as error:
-        parser.error(" ".join(str(error).split()))
+        message = " ".join(str(error).split())
+        parser.exit(2, f"kvlib: {message} (see {parser.prog} {arguments.command} --help)\n")
     return arguments
 
 
@@ -60,7 +61,7 @@ def _add_sources(command: argparse.ArgumentParser) -> None:
 def _add_distil(commands: "argparse._SubParsersAction[_Parser]") -> None:
     command = commands.add_parser(
         "distil",
-        help="run the whole recipe on one GLUE task",
+        help="run the whole recipe on one task",
         description="Fine-tune a teacher, distil it, put in the bottleneck, and print every score on the "
         "validation split beside its baselines. Finished stages are kept and reused; one that was killed goes on "
         "from its last checkpoint.",
@@ -121,7 +122,7 @@ def _check_distil(arguments: argparse.Namespace) -> None:
         raise ValueError("expected --task with the name of a GLUE task, or --data with files of your own")
     other = ("source",) if arguments.data else ("text", "text_pair", "label", "validation", "regression")
     if idle := [name for name in other if getattr(arguments, name) is not None]:
-        option = f"--{idle[0].replace('_', '-')}"
+        option = "--no-regression" if arguments.regression is False else f"--{idle[0].replace('_', '-')}"
         raise ValueError(f"{option} does nothing beside --{'data' if arguments.data else 'task'}: leave it out")
     if arguments.data and not (arguments.text and arguments.label):
         raise ValueError("--data needs --text and --label, the names of two columns")
