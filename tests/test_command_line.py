@@ -248,8 +248,10 @@ def test_ctrl_c_in_a_process_of_its_own(recipe, tmp_path):
         tmp_path,
     ]
     process = subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-    )
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
+        # a test run in the background may have been told to ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     deadline = time.monotonic() + 300
     while not list(tmp_path.glob("*.training")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.2)
