@@ -142,7 +142,7 @@ class DiscreteKeyValueBottleneck(nn.Module):
         flat = hidden_states.reshape(-1, dim)
         found = torch.empty(len(flat), self.num_codebooks, dtype=torch.int64, device=flat.device)
         # in parts: their standardised copies stay small
-        rows = max(1, SCORES // dim)
+        rows = max(1, 2 * SCORES // dim)
         for states, indices in zip(flat.split(rows), found.split(rows), strict=True):
             indices.copy_(nearest_keys(self.split(states), self.keys))
         return found.view(*hidden_states.shape[:-1], self.num_codebooks)

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# scores held at once: 2^21 float32 are 8 MiB, which a processor's cache can hold
-SCORES = 2**21
+# scores held at once: 2^20 float32 are 4 MiB, which stay in the cache of most processors
+SCORES = 2**20
 # keys whose smallest score is taken at once
 _BLOCK = 32
 
@@ -65,6 +65,7 @@ def nearest_keys(vectors: Tensor, keys: Tensor) -> Tensor:
             half = centred.square().sum(1, keepdim=True) / 2
             table = F.pad(torch.cat([-centred, half], dim=1), (0, 0, 0, width - K))  # (width, d + 1)
             table[K:, -1] = torch.inf
+            first = None
             for part, result in zip(vectors[:, book].split(rows), found[:, book].split(rows), strict=True):
                 # |x - k|²/2 without |x|²/2, which is the same for all keys, as one product
                 queries = F.pad(part - centre, (0, 1), value=1.0).T  # (d + 1, n)
@@ -79,7 +80,8 @@ def nearest_keys(vectors: Tensor, keys: Tensor) -> Tensor:
                 lengths = queries.square().sum(0) + 2 * half[result, 0]
                 limit = least.amin(0) + 2 * len(queries) * torch.finfo(keys.dtype).eps * lengths  # (n,)
                 if ((least <= limit).sum(0) + (near <= limit.unsqueeze(1)).sum(1) > 2).any():
-                    result.copy_(first_of_equal(keys[book])[result])
+                    first = first_of_equal(keys[book]) if first is None else first
+                    result.copy_(first[result])
     return found
 
 
