@@ -72,14 +72,16 @@ def nearest_keys(vectors: Tensor, keys: Tensor) -> Tensor:
                 scores = torch.mm(table, queries, out=memory[: width * len(part)].view(width, -1))
                 blocks = scores.view(width // _BLOCK, _BLOCK, len(part))
                 least = blocks.amin(1)  # (width / _BLOCK, n)
-                block = least.argmin(0)
+                smallest, block = least.min(0)
                 near = blocks[block, :, torch.arange(len(part), device=block.device)]  # (n, _BLOCK)
-                result.copy_(block * _BLOCK + near.argmin(1))
+                result.copy_(block * _BLOCK + near.min(1).indices)
                 # a product may add up one part of a matrix in another order than the next, so that scores of equal
                 # keys differ by their rounding: where a second score is that near, compare keys
                 lengths = queries.square().sum(0) + 2 * half[result, 0]
-                limit = least.amin(0) + 2 * len(queries) * torch.finfo(keys.dtype).eps * lengths  # (n,)
-                if ((least <= limit).sum(0) + (near <= limit.unsqueeze(1)).sum(1) > 2).any():
+                limit = smallest + 2 * len(queries) * torch.finfo(keys.dtype).eps * lengths  # (n,)
+                # each vector's own score is counted once in either
+                ties = torch.count_nonzero(least <= limit) + torch.count_nonzero(near <= limit.unsqueeze(1))
+                if ties > 2 * len(part):
                     first = first_of_equal(keys[book]) if first is None else first
                     result.copy_(first[result])
     return found
