@@ -34,40 +34,31 @@ def disk_errors(path: Path, way_out: str = "Make room and start the same command
 
 @contextmanager
 def write_aside(path: str | Path) -> Iterator[Path]:
-    """Give a temporary file to write; rename it to `path` in the end, which is complete, or the old one."""
+    """Give a path to write a file or a folder at; in the end it takes the place of `path`, or the old one stays.
+
+    Whoever may read new files may read it: safetensors writes for the owner alone.
+    """
     path = Path(path)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.temporary")
     try:
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
-            temporary.chmod(_SHARED)
+            share_files(temporary)
+            if temporary.is_dir():
+                # a folder takes no other's place while that has files
+                shutil.rmtree(path, ignore_errors=True)
             temporary.replace(path)
     finally:
+        shutil.rmtree(temporary, ignore_errors=True)
         temporary.unlink(missing_ok=True)
 
 
-@contextmanager
-def write_folder_aside(folder: str | Path) -> Iterator[Path]:
-    """Give a temporary folder to fill; in the end it takes the place of `folder`, or the old one stays."""
-    folder = Path(folder)
-    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.temporary")
-    try:
-        with disk_errors(folder):
-            temporary.mkdir(parents=True)
-            yield temporary
-            share_files(temporary)
-            shutil.rmtree(folder, ignore_errors=True)
-            temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def share_files(folder: Path) -> None:
-    """Let whoever may read new files read those of `folder`: safetensors writes them for their owner alone."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            path.chmod(_SHARED)
+def share_files(path: Path) -> None:
+    """Give a file, or all files of a folder, the rights of new files."""
+    for file in (path, *path.rglob("*")):
+        if file.is_file():
+            file.chmod(_SHARED)
 
 
 def fingerprint(tensors: nn.Module | Mapping[str, Tensor]) -> str:

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from kvlib import PROFILES, Experiment, load_glue
-from kvlib.cache import write_folder_aside
+from kvlib.cache import write_aside
 from kvlib.explore import explain
 from kvlib.recipe import command_line
 from kvlib.recipe.command_line import main
@@ -201,8 +201,9 @@ def test_a_full_disk_leaves_the_old_student_whole(tmp_path):
     (tmp_path / "student" / "old").write_text("whole")
     with (
         pytest.raises(OSError, match=r"cannot write .*student: .*No space left"),
-        write_folder_aside(tmp_path / "student") as aside,
+        write_aside(tmp_path / "student") as aside,
     ):
+        aside.mkdir()
         (aside / "half").write_text("half")
         raise OSError(28, "No space left on device")
     assert [path.name for path in tmp_path.iterdir()] == ["student"]

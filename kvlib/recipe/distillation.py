@@ -10,7 +10,7 @@ import pandas as pd
 from datasets import DatasetDict
 from transformers import PreTrainedModel
 
-from kvlib.cache import disk_errors, write_aside, write_folder_aside
+from kvlib.cache import disk_errors, write_aside
 from kvlib.data import Task
 from kvlib.machine import describe, process_state
 from kvlib.recipe.experiment import Experiment
@@ -42,7 +42,7 @@ class Distilled:
         return pd.concat([table[[metric]], ends, table.drop(columns=metric)], axis=1).rename(index=SYSTEMS)
 
 
-def check_output(output: str | Path) -> Path:
+def check_output(output: str | Path) -> None:
     """Refuse a folder that results cannot be written into, before anything is computed.
 
     Raises
@@ -57,7 +57,6 @@ def check_output(output: str | Path) -> Path:
     there = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
     with disk_errors(output, "Choose another output"), TemporaryFile(dir=there):
         pass
-    return output
 
 
 def distil(
@@ -124,7 +123,7 @@ def run_recipe(experiment: Experiment, system: str = "bottleneck", output: str |
 
         folders = dict(zip(COMPARED, COMPARED, strict=True)) if system == "all" else {"student": system}
         for folder, student in folders.items():
-            with write_folder_aside(Path(output) / folder) as aside:
+            with write_aside(Path(output) / folder) as aside:
                 models[student].save_pretrained(aside)
                 experiment.tokenizer.save_pretrained(aside)
                 model_card(experiment, student, models[student], scores[student]).save(aside / "README.md")

@@ -12,6 +12,7 @@ from sklearn.metrics import ConfusionMatrixDisplay
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from kvlib.cache import write_aside
 from kvlib.data import Task
 from kvlib.evaluation import joined_texts
 from kvlib.explore import loudest_keys
@@ -37,7 +38,8 @@ def write_report(experiment: Experiment, system: str, table: pd.DataFrame, folde
     task, split = experiment.task, experiment.task.validation[0]
     labels = np.asarray(experiment.validation[split].labels)
     logits = torch.as_tensor(experiment.predictions(system, split))
-    _draw(task, logits, labels).savefig(folder / "report.png", dpi=120)
+    with write_aside(folder / "report.png") as temporary:
+        _draw(task, logits, labels).savefig(temporary, format="png", dpi=120)
     parts = [
         f"# {task.name}: {SYSTEMS[system]}",
         f"{len(experiment.train)} rows to train on, {len(experiment.held_out)} held out to choose the best epoch, "
@@ -60,7 +62,8 @@ def write_report(experiment: Experiment, system: str, table: pd.DataFrame, folde
     texts = joined_texts(experiment.data[split], task, " / ")
     mistakes = _mistakes(task, logits, labels, texts)
     parts += ["## The most certain mistakes", _markdown(mistakes, index=False) if len(mistakes) else "None."]
-    (folder / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    with write_aside(folder / "report.md") as temporary:
+        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
 def _draw(task: Task, logits: Tensor, labels: np.ndarray) -> Figure:
