@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from datasets import Dataset
+from scipy.special import rel_entr, softmax
 from scipy.stats import bootstrap
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -22,6 +23,19 @@ from kvlib.teacher import predict_logits, predict_states
 def evaluate(model: PreTrainedModel, dataset: CustomDataset) -> dict[str, float]:
     """Score `model` on `dataset` with `compute_metrics`."""
     return compute_metrics(dataset.task, predict_logits(model, dataset).numpy(), np.asarray(dataset.labels))
+
+
+def teacher_agreement(teacher_logits: np.ndarray, student_logits: np.ndarray) -> dict[str, float]:
+    """Measure how far a student behaves as its teacher does, whatever is right; logits are ``(N, num_labels)``.
+
+    Returns ``same_answer``, the share of rows with the same class, and ``kl``, the mean KL divergence of the
+    student's probabilities from the teacher's in nats; for regression ``squared_difference``, its mean over rows.
+    """
+    if teacher_logits.shape[1] == 1:
+        return {"squared_difference": float(np.square(teacher_logits - student_logits).mean())}
+    same = teacher_logits.argmax(1) == student_logits.argmax(1)
+    divergence = rel_entr(softmax(teacher_logits, axis=1), softmax(student_logits, axis=1)).sum(1)
+    return {"same_answer": float(same.mean()), "kl": float(divergence.mean())}
 
 
 def majority_predictions(train_labels: Sequence[float], task: str | Task, rows: int) -> np.ndarray:

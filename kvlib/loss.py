@@ -1,5 +1,8 @@
 """The losses of distillation: softened KL mixed with the loss on the labels, and two on hidden states."""
 
+from collections.abc import Sequence
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -67,13 +70,24 @@ def _label_loss(student_logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(student_logits, labels)
 
 
-def hidden_state_loss(student_states: Tensor, teacher_states: Tensor) -> Tensor:
-    """Take one minus the cosine between hidden states ``(N, dim)``, averaged over tokens: 0 to 2.
+def layer_loss(student_states: Sequence[Tensor], teacher_states: Sequence[Tensor]) -> Tensor:
+    r"""Pull the hidden states of a student of m layers to those of a teacher of n, layer by layer.
 
-    DistilBERT's (Sanh et al. 2019, section 3); no gradient reaches the teacher's states.
+    .. math:: L = \frac{1}{m} \sum_{i=1}^m
+              \frac{\operatorname{mean} (s_i - t_j)^2}{\operatorname{var} t_j}, \quad j = \lfloor i n / m \rfloor
+
+    where s and t are the states after each layer, those after the embeddings left out, ``(N, dim)`` of the same
+    real tokens (TinyBERT's uniform layer map, Jiao et al. 2020, section 3; the variance over tokens and dimensions
+    brings all layers to one scale). No gradient reaches the teacher's. Raises ValueError if shapes differ, or if m > n.
     """
-    _same_shape(student_states, teacher_states)
-    return 1 - F.cosine_similarity(student_states.float(), teacher_states.detach().float(), dim=-1).mean()
+    if len(student_states) > len(teacher_states):
+        raise ValueError(f"the student has {len(student_states)} layers, the teacher only {len(teacher_states)}")
+    losses = []
+    for layer, states in enumerate(student_states, start=1):
+        theirs = teacher_states[layer * len(teacher_states) // len(student_states) - 1].detach().float()
+        _same_shape(states, theirs)
+        losses.append((states.float() - theirs).square().mean() / theirs.var())
+    return torch.stack(losses).mean()
 
 
 def alignment_loss(

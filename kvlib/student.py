@@ -62,6 +62,8 @@ class BottleneckConfig(PreTrainedConfig):
     projection: str = "chunk"
     dim_key: int | None = None
     standardize: bool = True
+    # train the head alone, as behind a bottleneck
+    freeze_encoder: bool = False
 
 
 @dataclass
@@ -135,9 +137,9 @@ class EncoderWithBottleNeck(PreTrainedModel):
         return model.to(plain.device).eval()
 
     def train(self, mode: bool = True) -> Self:
-        """Set training mode; the encoder behind a bottleneck stays frozen and in evaluation mode (no dropout)."""
+        """Set training mode; a frozen encoder, as behind a bottleneck, stays in evaluation mode (no dropout)."""
         super().train(mode)
-        if self.has_bottleneck:
+        if self.has_bottleneck or self.config.freeze_encoder:
             self.base_model.eval().requires_grad_(False)
         return self
 
@@ -379,6 +381,10 @@ class DistilBERTwithBottleNeck(EncoderWithBottleNeck, DistilBertPreTrainedModel)
         """
         shape = {"num_codebooks": num_codebooks, "codebook_size": codebook_size, "has_bottleneck": True}
         return self._with_encoder(self, shape | options, seed)._fit_keys(dataset, seed)
+
+    def with_new_head(self, seed: int = 0) -> Self:
+        """Return a new student: this one's encoder, frozen, and a new plain head, for `discretize` to beat."""
+        return self._with_encoder(self, {"freeze_encoder": True}, seed)
 
     def carry_keys(self, teacher: BERTwithBottleNeck) -> Self:
         """Return a new student: this one's encoder, frozen, behind the teacher's own keys, with values at zero.

@@ -18,15 +18,16 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 from transformers.utils import ModelOutput
 
+from kvlib.augmentation import FreshTextDataset
 from kvlib.bottleneck import DiscreteKeyValueBottleneck
 from kvlib.cache import cached_tensors, disk_errors, fingerprint
 from kvlib.checkpoints import last_complete, mark_complete, step_of
 from kvlib.data import MODEL_INPUTS, CustomDataset
-from kvlib.loss import alignment_loss, distillation_loss, hidden_state_loss
+from kvlib.loss import alignment_loss, distillation_loss, layer_loss
 from kvlib.machine import process_state
 from kvlib.metrics import compute_metrics
 from kvlib.student import EncoderWithBottleNeck
-from kvlib.teacher import predict_packed
+from kvlib.teacher import given, predict_packed
 
 # epochs of one seed that come before those of the next: their orders never meet
 _EPOCHS_A_SEED = 1_000_003
@@ -35,12 +36,16 @@ _EPOCHS_A_SEED = 1_000_003
 class _LengthGrouped(LengthGroupedSampler):
     """Shuffle by seed and epoch alone: the same order in every process, and again after a resume."""
 
-    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
-        super().__init__(batch_size, lengths=lengths)
-        self.seed, self.epoch = seed, 0
+    def __init__(self, batch_size: int, dataset: Dataset, seed: int) -> None:
+        super().__init__(batch_size, lengths=dataset.lengths.tolist())
+        self.dataset, self.seed, self.epoch = dataset, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
+        if isinstance(self.dataset, FreshTextDataset):
+            # with several processes, accelerate would not tell it
+            self.dataset.set_epoch(epoch)
+            self.lengths = self.dataset.lengths.tolist()
 
     def __iter__(self) -> Iterator[int]:
         self.generator = torch.Generator().manual_seed(self.seed * _EPOCHS_A_SEED + self.epoch)
@@ -60,6 +65,7 @@ class FineTuningTrainer(Trainer):
     loss_is_scaled_for_ga = False
     # what the model is called with, where a batch has it
     _inputs = (*MODEL_INPUTS, "key_indices", "labels")
+    _output_hidden_states: bool | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -72,7 +78,8 @@ class FineTuningTrainer(Trainer):
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of one batch, in training and in evaluation; stop training if it is not finite."""
         self._last_batch = tuple(next(iter(inputs.values())).shape)
-        outputs = model(**{name: inputs[name] for name in self._inputs if name in inputs})
+        options = given(output_hidden_states=self._output_hidden_states)
+        outputs = model(**{name: inputs[name] for name in self._inputs if name in inputs}, **options)
         loss = self._loss(outputs, inputs)
         # in evaluation too: weights that give no finite loss must not get into a checkpoint
         if self.is_in_train and not torch.isfinite(loss):
@@ -111,7 +118,7 @@ class FineTuningTrainer(Trainer):
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
         rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return _LengthGrouped(rows, self.train_dataset.lengths.tolist(), self.args.seed)
+        return _LengthGrouped(rows, self.train_dataset, self.args.seed)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         folder = Path(self._get_output_dir(trial=None)) / f"checkpoint-{self.state.global_step}"
@@ -141,10 +148,9 @@ class DistillationTrainer(FineTuningTrainer):
     ----------
     temperature, alpha : float
         As in `distillation_loss`; ``alpha=0`` is fine-tuning without a teacher.
-    hidden_weight : float
-        Weight of a loss on last hidden states, added to the others: `hidden_state_loss`, or `alignment_loss` if
-        there is a `bottleneck`. A mean over a batch's tokens: accumulated gradients are those of one large batch
-        only up to the batches' unequal numbers of tokens.
+    alignment_weight : float
+        Weight of the `alignment_loss`, added to the others. A mean over a batch's tokens: accumulated gradients
+        are those of one large batch only up to the batches' unequal numbers of tokens.
     bottleneck, key_weight
         As in `alignment_loss`: the teacher's, to whose keys the student is aligned before it carries them.
     """
@@ -157,17 +163,17 @@ class DistillationTrainer(FineTuningTrainer):
         *args: Any,
         temperature: float = 2.0,
         alpha: float = 0.9,
-        hidden_weight: float = 0.0,
+        alignment_weight: float = 0.0,
         bottleneck: DiscreteKeyValueBottleneck | None = None,
         key_weight: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.temperature, self.alpha = temperature, alpha
-        self.hidden_weight, self.key_weight = hidden_weight, key_weight
+        self.alignment_weight, self.key_weight = alignment_weight, key_weight
         # a copy: the teacher stays where it is
         self.bottleneck = None if bottleneck is None else copy.deepcopy(bottleneck).to(self.args.device)
-        for name, weight, column in (("alpha", alpha, "logits"), ("hidden_weight", hidden_weight, "states")):
+        for name, weight, column in (("alpha", alpha, "logits"), ("alignment_weight", alignment_weight, "states")):
             if weight > 0 and getattr(self.train_dataset, f"teacher_{column}", None) is None:
                 raise ValueError(
                     f"{name} is {weight} but the training data has no teacher {column}: make it with "
@@ -182,19 +188,58 @@ class DistillationTrainer(FineTuningTrainer):
             )
         alpha = self.alpha if teacher_logits is not None else 0.0
         loss = distillation_loss(outputs.logits, teacher_logits, inputs["labels"], self.temperature, alpha)
-        if self.hidden_weight > 0 and "teacher_states" in inputs:
-            states, theirs = outputs.packed_states.float(), inputs["teacher_states"].float()
-            if self.bottleneck is None:
-                hidden = hidden_state_loss(states, theirs)
-            else:
-                hidden = alignment_loss(self.bottleneck, states, theirs, self.key_weight)
-            loss = loss + self.hidden_weight * hidden
+        if self.alignment_weight > 0 and "teacher_states" in inputs:
+            states = outputs.packed_states.float(), inputs["teacher_states"].float()
+            loss = loss + self.alignment_weight * alignment_loss(self.bottleneck, *states, self.key_weight)
         return loss
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Name the parameters that weight decay shrinks."""
         names = super().get_decay_parameter_names(model)
         return [name for name in names if not name.endswith("bottleneck.values")]
+
+
+class LayerTrainer(FineTuningTrainer):
+    """`FineTuningTrainer` with `layer_loss`, the teacher answering in the step: it needs no labels and no logits.
+
+    The epoch with the smallest loss on held-out rows is kept. Embeddings stay as they are and no dropout is used:
+    student and teacher see the same numbers.
+
+    Parameters
+    ----------
+    teacher : transformers.PreTrainedModel
+        A model whose hidden states are as wide as the student's; a copy of it is used.
+    """
+
+    _inputs = MODEL_INPUTS
+    _output_hidden_states = True
+
+    def __init__(self, *args: Any, teacher: PreTrainedModel, **kwargs: Any) -> None:
+        # the head is not trained: its scores would mean nothing
+        super().__init__(*args, **kwargs | {"compute_metrics": None})
+        self.args.metric_for_best_model, self.args.greater_is_better = "eval_loss", False
+        self.teacher = copy.deepcopy(teacher).to(self.args.device).eval()
+
+    def _loss(self, outputs: ModelOutput, inputs: dict[str, Tensor]) -> Tensor:
+        with torch.no_grad():
+            named = {name: inputs[name] for name in MODEL_INPUTS if name in inputs}
+            theirs = self.teacher(**named, output_hidden_states=True).hidden_states
+        real = inputs["attention_mask"].bool()
+        return layer_loss([s[real] for s in outputs.hidden_states[1:]], [t[real] for t in theirs[1:]])
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train the layers alone."""
+        dropouts = [module for module in self.model.modules() if isinstance(module, nn.Dropout)]
+        before = [module.p for module in dropouts]
+        embeddings = self.model.base_model.embeddings.requires_grad_(False)
+        for module in dropouts:
+            module.p = 0.0
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            embeddings.requires_grad_(True)
+            for module, p in zip(dropouts, before, strict=True):
+                module.p = p
 
 
 def fine_tune(

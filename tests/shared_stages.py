@@ -49,7 +49,7 @@ def tiny_profile(checkpoint, **changes):
     """Return a profile whose stages take seconds on `easy_rows`."""
     settings = {
         "name": "tiny", "teacher_checkpoint": str(checkpoint), "max_length": 24, "batch_size": 8,
-        "teacher_epochs": 1, "student_epochs": 1, "bottleneck_epochs": 1,
+        "teacher_epochs": 1, "layer_epochs": 1, "student_epochs": 1, "bottleneck_epochs": 1,
         "teacher_learning_rate": 5e-4, "student_learning_rate": 5e-4, "num_codebooks": 16, "codebook_size": 8,
     }  # fmt: skip
     return replace(PROFILES["quick"], **(settings | changes))

@@ -41,14 +41,14 @@ from kvlib import (
 from kvlib.cache import fingerprint
 from kvlib.teacher import BERTbaseConfig
 
-STAGES = ("teacher", "distilbert", "bottleneck")
+STAGES = ("teacher", "layers", "distilbert", "bottleneck")
 MEGABYTE = 2**20
 # the student's weights take 18, the optimiser's state takes twice that
 TOO_FEW_MEGABYTES = 30
 
 
 def profile(teacher):
-    epochs = {"teacher_epochs": 2, "student_epochs": 3, "bottleneck_epochs": 3}
+    epochs = {"teacher_epochs": 2, "layer_epochs": 2, "student_epochs": 3, "bottleneck_epochs": 3}
     return tiny_profile(teacher, max_length=16, **epochs)
 
 
@@ -212,7 +212,8 @@ def carry_out(source, teacher, runs, last, moments=(), after=None, at_once=False
     arguments, runs = (source, teacher, runs, last), Path(runs)
     runs.mkdir(exist_ok=True)
     if after:
-        for path in (next(Path(after).glob("sst2-teacher-*[!k]")), *Path(after).glob("sst2-logits-*")):
+        names = ("sst2-teacher-*[!k]", "sst2-layers-*[!k]", "sst2-logits-*")
+        for path in (path for name in names for path in Path(after).glob(name)):
             (shutil.copytree if path.is_dir() else shutil.copy)(path, runs / path.name)
     if at_once:
         first = start(f"{last} hold 2", run, arguments)

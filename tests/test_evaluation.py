@@ -14,6 +14,7 @@ from kvlib.evaluation import (
     majority_predictions,
     model_size,
     probe_predictions,
+    teacher_agreement,
     tfidf_predictions,
 )
 from kvlib.explore import explain, shared_keys
@@ -132,6 +133,19 @@ def test_key_agreement_counts_equal_keys_a_codebook(pretrained, plain, small):
     own = key_agreement(teacher, plain.discretize(train, **keys), held_out)[0].mean()
     assert own < 0.25  # chance is one in 8 for keys hit alike
     assert own + 0.05 < carried < 1
+
+
+def test_agreement_with_the_teacher_by_hand():
+    teacher = np.log([[0.9, 0.1], [0.5, 0.5], [0.2, 0.8]])
+    student = np.log([[0.6, 0.4], [0.4, 0.6], [0.25, 0.75]]) + 7
+    found = teacher_agreement(teacher, student)
+    # of equal logits the first is the answer
+    assert found["same_answer"] == pytest.approx(2 / 3)
+    by_hand = [sum(t * np.log(t / s) for t, s in zip(*rows, strict=True)) for rows in (
+        ((0.9, 0.1), (0.6, 0.4)), ((0.5, 0.5), (0.4, 0.6)), ((0.2, 0.8), (0.25, 0.75)),
+    )]  # fmt: skip
+    assert found["kl"] == pytest.approx(np.mean(by_hand))
+    assert teacher_agreement(np.array([[1.0], [2.0]]), np.array([[1.5], [1.0]])) == {"squared_difference": 0.625}
 
 
 def test_bootstrap_interval_covers_what_the_binomial_says():

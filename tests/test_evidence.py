@@ -139,8 +139,11 @@ def test_a_record_says_what_a_reader_asks(evidence, tmp_path):
         assert record["seconds"] == pytest.approx(sum(s["seconds"] for s in record["stages"].values()))
         assert "threads" in record["machine"], system
         assert list(record["stages"]) == needed_stages(system)
+    assert by_system["teacher"]["agreement"] == {"same_answer": 1.0, "kl": 0.0}
+    assert 0.8 < by_system["bottleneck"]["agreement"]["same_answer"] <= 1.0
+    assert by_system["bottleneck"]["agreement"]["kl"] > 0
     carried = by_system["carried-keys"]
-    assert list(carried["stages"]) == ["teacher", "teacher-bottleneck", "aligned", "carried-keys"]
+    assert list(carried["stages"]) == ["teacher", "layers", "teacher-bottleneck", "aligned", "carried-keys"]
     assert all(stage["epochs"] > 0 and stage["peak_memory_mb"] > 100 for stage in carried["stages"].values())
     assert 0 <= carried["keys"]["agreement"] <= 1
     assert len(carried["keys"]["agreement_by_codebook"]) == 16

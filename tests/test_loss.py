@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from kvlib import DiscreteKeyValueBottleneck, distillation_loss
-from kvlib.loss import alignment_loss, hidden_state_loss
+from kvlib.loss import alignment_loss, layer_loss
 
 STUDENT = torch.tensor([[0.0, 1.0, 0.5], [2.0, 0.0, 0.0]], dtype=torch.float64)
 TEACHER = torch.tensor([[1.0, 3.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
@@ -117,26 +117,34 @@ def by_hand(bottleneck, student, teacher, weight, temperature):
     return total / (len(student) * C)
 
 
-def test_hidden_state_loss_by_hand():
-    student = torch.tensor([[3.0, 4.0], [1.0, 0.0], [2.0, 0.0]], dtype=torch.float64)
-    teacher = torch.tensor([[4.0, 3.0], [0.0, 5.0], [-1.0, 0.0]], dtype=torch.float64)
-    # cosines 24 / 25, 0 and -1
-    assert hidden_state_loss(student, teacher).item() == pytest.approx(1 - (0.96 + 0 - 1) / 3, abs=1e-6)
-    assert hidden_state_loss(student, 7 * student).item() == pytest.approx(0, abs=1e-6)
-    assert hidden_state_loss(student, -student).item() == pytest.approx(2, abs=1e-6)
+def test_layer_loss_by_hand():
+    generator = torch.Generator().manual_seed(0)
+    teacher = [10**layer * torch.randn(5, 8, generator=generator, dtype=torch.float64) for layer in range(6)]
+    # layers of other scales weigh the same: each is off by one of its standard deviations
+    student = [teacher[layer] + teacher[layer].std() for layer in (1, 3, 5)]
+    assert layer_loss(student, teacher).item() == pytest.approx(1, rel=1e-6)
+    assert layer_loss([teacher[1], teacher[3], teacher[5]], teacher).item() == 0
+    # four of six: after 1, 3, 4 and 6
+    assert layer_loss([teacher[place - 1] for place in (1, 3, 4, 6)], teacher).item() == 0
+    expected = (teacher[1] - teacher[5]).square().mean() / teacher[5].var() / 3
+    assert layer_loss([teacher[1], teacher[3], teacher[1]], teacher).item() == pytest.approx(
+        expected.item(), rel=1e-6
+    )
 
 
-def test_hidden_state_loss_turns_the_student_and_not_the_teacher():
+def test_a_student_deeper_than_its_teacher_is_refused():
+    states = [torch.zeros(2, 3)] * 3
+    with pytest.raises(ValueError, match="the student has 3 layers, the teacher only 2"):
+        layer_loss(states, states[:2])
+
+
+def test_layer_loss_moves_the_student_and_not_the_teacher():
     student, teacher, _ = states_and_bottleneck(torch.float32)
     student, teacher = student.requires_grad_(), teacher.requires_grad_()
-    hidden_state_loss(student, teacher).backward()
+    layer_loss([student], [teacher]).backward()
     assert teacher.grad is None
     s, t = student.detach(), teacher.detach()
-    lengths = s.norm(dim=-1, keepdim=True)
-    cosine = F.cosine_similarity(s, t).unsqueeze(-1)
-    # d cos / ds, by hand
-    expected = -(t / t.norm(dim=-1, keepdim=True) - cosine * s / lengths) / lengths / len(s)
-    torch.testing.assert_close(student.grad, expected, atol=1e-7, rtol=1e-4)
+    torch.testing.assert_close(student.grad, 2 * (s - t) / t.var() / s.numel(), atol=1e-7, rtol=1e-4)
 
 
 @pytest.mark.parametrize("options", BOTTLENECKS, ids=lambda options: "-".join(map(str, options.values())) or "-")
@@ -190,7 +198,7 @@ def test_autocast_does_not_change_the_losses_on_hidden_states(options):
     for enabled in (False, True):
         states = student.clone().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            found = alignment_loss(bottleneck, states, teacher, 0.7) + hidden_state_loss(states, teacher)
+            found = alignment_loss(bottleneck, states, teacher, 0.7) + layer_loss([states], [teacher])
         assert found.dtype == torch.float32
         found.backward()
         losses.append((found.detach(), states.grad))
@@ -204,7 +212,7 @@ def test_hidden_states_of_other_tokens_or_widths_are_refused():
     for other in (teacher[:1], teacher[:, :4], teacher[None]):
         # a single row would broadcast without a word
         with pytest.raises(ValueError, match=r"student_states \(6, 8\) and teacher_states \(.* same shape"):
-            hidden_state_loss(student, other)
+            layer_loss([student], [other])
         with pytest.raises(ValueError, match=r"student_states \(6, 8\) and teacher_states \(.* same shape"):
             alignment_loss(bottleneck, student, other)
 

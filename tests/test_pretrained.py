@@ -1,10 +1,11 @@
 import json
 import os
+from dataclasses import replace
 
 import pytest
 from safetensors.torch import load_file, save_file
 from shared_stages import small_minilm, tiny_profile
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel
 
 from kvlib import load_tokenizer
 from kvlib.pretrained import check_checkpoint
@@ -71,6 +72,20 @@ def test_a_pooler_is_asked_for_where_it_is_used(checkpoint):
     check_checkpoint(str(checkpoint))
     with pytest.raises(ValueError, match=r"lacks 2 weights, for example pooler.dense"):
         check_checkpoint(str(checkpoint), with_pooler=True)
+
+
+@pytest.mark.parametrize(("layers", "dim"), [(1, 192), (3, 384), (2, 384)])
+def test_a_student_that_cannot_learn_layer_by_layer_is_refused(layers, dim, checkpoint, tmp_path):
+    student = tmp_path / "student"
+    sizes = {"n_layers": layers, "dim": dim, "hidden_dim": 64, "vocab_size": 7000, "max_position_embeddings": 512}
+    DistilBertModel(DistilBertConfig(**sizes)).save_pretrained(student)
+    load_tokenizer(str(checkpoint)).save_pretrained(student)
+    profile = replace(tiny_profile(checkpoint), student_checkpoint=str(student))
+    if (layers, dim) == (2, 384):
+        check_models(profile)
+    else:
+        with pytest.raises(ValueError, match=rf"has {layers} layers of {dim} dimensions, .* 2 of 384: .* as wide"):
+            check_models(profile)
 
 
 def test_one_layer_is_refused_before_the_teacher_is_trained(tmp_path):

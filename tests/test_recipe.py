@@ -252,7 +252,7 @@ def test_the_real_profiles_bf16_trains_and_scores_under_autocast(two_layers, tmp
         (("distil", "--task", "sst2", "--profile", "huge"), "unknown profile 'huge': choose one of quick, real"),
         (
             ("distil", "--task", "sst2", "--system", "distilled"),
-            "unknown system 'distilled': choose one of distilbert, bottleneck, new-keys, carried-keys, all",
+            "unknown system 'distilled': choose one of distilbert, bottleneck, new-keys, carried-keys, labels-",
         ),
         (("distil", "--task", "sst2", "--seed", "one"), "invalid int value: 'one'"),
         (("distil", "--task", "sst2", "--output", __file__), "is a file, expected a folder"),
@@ -285,11 +285,12 @@ def test_bottleneck_learns_from_integers_alone(everything, recipe):
         assert torch.equal(tensor, start.state_dict()[name]) == (name != "bottleneck.values"), name
 
 
-@pytest.mark.parametrize("system", [*COMPARED, "all"])
+@pytest.mark.parametrize("system", [*COMPARED, "retrained-head", "all"])
 def test_systems_are_scored_beside_all_baselines_and_what_they_are_made_from(system):
     found = systems_of(system)
     expected = {
         "distilbert": {"teacher", "distilbert"},
+        "retrained-head": {"teacher", "distilbert", "retrained-head"},
         "bottleneck": {"teacher", "distilbert", "bottleneck"},
         "new-keys": {"teacher", "teacher-bottleneck", "new-keys"},
         "carried-keys": {"teacher", "teacher-bottleneck", "carried-keys"},
@@ -300,7 +301,9 @@ def test_systems_are_scored_beside_all_baselines_and_what_they_are_made_from(sys
 
 
 def test_unknown_systems_are_refused_before_any_work(tmp_path):
-    message = "unknown system 'distilled': choose one of distilbert, bottleneck, new-keys, carried-keys, all"
+    message = (
+        "unknown system 'distilled': choose one of distilbert, bottleneck, new-keys, carried-keys, labels-only"
+    )
     with pytest.raises(ValueError, match=message):
         systems_of("distilled")
     with pytest.raises(ValueError, match=message):
@@ -321,7 +324,7 @@ def test_all_systems_are_trained_scored_and_timed(everything):
     for name, model in result.models.items():
         assert type(model) is types.get(name, DistilBERTwithBottleNeck), name
         if name not in types:
-            assert model.has_bottleneck == (name not in ("distilbert", "fine-tuned")), name
+            assert model.has_bottleneck == (STAGES[name].trains_on == "key indices"), name
     # one word tells all: who reads it is right on nearly all of the 64 rows, the majority on about half
     assert metrics["scores"]["majority"]["accuracy"] < 0.65
     for name in ("tfidf", "linear-probe", "fine-tuned", "teacher", *COMPARED):
@@ -346,7 +349,7 @@ def test_systems_share_their_teachers(everything, recipe):
     assert set(finished_stages(recipe.runs)) == set(STAGES)
     kept = [path.name.split("-")[1] for path in recipe.runs.glob("*.safetensors")]
     assert kept.count("logits") == 2  # of the teacher and of the one with a bottleneck
-    # the two have the same encoder, whose states only the alignment looks at: the profile has no hidden_weight
+    # the two have the same encoder, whose states the alignment looks at again and again
     assert kept.count("states") == 1
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from kvlib import TASKS
-from kvlib.recipe import COMPARED, SYSTEMS
+from kvlib.recipe import BASELINES, COMPARED, SYSTEMS
 from kvlib.recipe.evidence import evidence_table, kept_above, kept_share, read_evidence
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -119,7 +119,10 @@ def keys_table():
 def choices_table():
     lines = (ROOT / "data" / "results" / "distillation_choices.jsonl").read_text().splitlines()
     frame = pd.DataFrame([json.loads(line) for line in lines])
+    teachers = frame.assign(student=frame["teacher"], trial="the teacher").drop_duplicates(["task", "seed"])
+    frame = pd.concat([teachers, frame])
     scores = 100 * frame.pivot_table("student", "trial", ["task", "seed"], sort=False)
+    scores = scores.dropna(axis=1)
     scores["mean", ""] = scores.mean(axis=1)
     rows = ["| stage 2 | " + " | ".join(" ".join(map(str, c)).strip() for c in scores.columns) + " |"]
     rows += ["|" + "---|" * (len(scores.columns) + 1)]
@@ -172,7 +175,9 @@ def test_the_grid_is_whole():
     tasks, seeds = {task for task, _, _ in found}, {seed for _, _, seed in found}
     assert tasks == {"cola", "rte", "qnli", "mnli", "sst2"}
     assert len(seeds) >= 3
-    assert found == {(task, system, seed) for task in tasks for system in SYSTEMS for seed in seeds}
+    systems = {system for _, system, _ in found}
+    assert systems >= {*BASELINES, "teacher", *COMPARED}
+    assert found == {(task, system, seed) for task in tasks for system in systems for seed in seeds}
 
 
 def test_kept_above_by_hand():

@@ -24,6 +24,7 @@ CORE = (
     "kvlib.files",
     "kvlib.search",
     "kvlib.data",
+    "kvlib.augmentation",
     "kvlib.glue",
     "kvlib.own_data",
     "kvlib.metrics",

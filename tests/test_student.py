@@ -278,6 +278,18 @@ def test_encoder_stays_frozen_and_without_dropout_in_training_mode(with_bottlene
     assert model.bottleneck.values.grad.any()
 
 
+def test_under_a_new_head_the_encoder_is_the_same_and_frozen(student, small):
+    found = student.with_new_head(seed=1).train()
+    assert fingerprint(found.distilbert) == fingerprint(student.distilbert)
+    assert not torch.equal(found.classifier.weight, student.classifier.weight)
+    assert torch.equal(found.classifier.weight, student.with_new_head(seed=1).classifier.weight)
+    assert not any(module.training for module in found.base_model.modules())
+    found(**batch_of(small[0], range(4))).logits.square().sum().backward()
+    trained = [name for name, parameter in found.named_parameters() if parameter.grad is not None]
+    assert trained == ["classifier.weight", "classifier.bias"]
+    assert all(parameter.requires_grad for parameter in student.parameters())
+
+
 @pytest.mark.parametrize("decoder", ["mean", "linear"])
 def test_values_and_decoder_pass_gradcheck(student, small, decoder):
     found = discretized(student, small[0], decoder=decoder)

@@ -35,10 +35,12 @@ from kvlib.recipe.command_line import main
 from kvlib.teacher import BERTbaseConfig, label_config
 
 SHORT_RUN = Path(__file__).with_name("short_run.py")
-# 32 rows, 4 steps an epoch; each moment goes on from what the one before has left: where its trainings begin
+# 32 rows, 4 steps an epoch, 8 with fresh text; each moment goes on from what the one before has left: where its
+# trainings begin
 KILLED = {
     "teacher step 6": [["teacher", 0]],
-    "logits cache": [["teacher", 4]],
+    "layers step 11": [["teacher", 4], ["layers", 0]],
+    "logits cache": [["layers", 8]],
     "distilbert step 6": [["distilbert", 0]],
     # half an optimizer.pt
     "distilbert checkpoint 8": [["distilbert", 4]],
@@ -100,7 +102,7 @@ def test_killed_and_resumed_equals_never_killed(endings):
         assert ending["killed"], ending
         assert (ending["moment"], ending["began"]) == (moment, began)
     assert "error" not in last and last["began"] == []
-    assert last["found"]["resumed"] == dict.fromkeys(("teacher", "distilbert", "bottleneck"), True)
+    assert last["found"]["resumed"] == dict.fromkeys(("teacher", "layers", "distilbert", "bottleneck"), True)
     for same in ("fingerprints", "histories", "logits"):
         assert last["found"][same] == alone["found"][same]
     # the last epoch too, if the best was an earlier one

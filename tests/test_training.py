@@ -18,11 +18,13 @@ from kvlib import (
     fine_tune,
     predict_logits,
 )
+from kvlib.augmentation import FreshTextDataset
 from kvlib.cache import fingerprint
 from kvlib.data import MODEL_INPUTS
 from kvlib.evaluation import key_agreement
-from kvlib.loss import alignment_loss, hidden_state_loss
+from kvlib.loss import alignment_loss, layer_loss
 from kvlib.teacher import cached_states, predict_states
+from kvlib.training import LayerTrainer
 
 
 def without_dropout(model):
@@ -103,13 +105,13 @@ def test_accumulating_four_steps_equals_one_large_batch(stage, taught, tmp_path)
 
 @pytest.mark.parametrize("max_length", [18, 128])
 def test_accumulating_with_hidden_states_needs_equally_many_tokens(
-    max_length, small_splits, taught, pretrained, tokenizer, tmp_path
+    max_length, small_splits, taught, aligned, pretrained, tokenizer, tmp_path
 ):
     rows, student = small_splits[0].select(range(16)), taught[2]
     plain = CustomDataset(rows, tokenizer, "mrpc", max_length)
     logits, states = predict_logits(pretrained, plain), predict_states(pretrained, plain)
     train = CustomDataset(rows, tokenizer, "mrpc", max_length, logits, states)
-    trainer = partial(DistillationTrainer, hidden_weight=5.0)
+    trainer = partial(DistillationTrainer, alignment_weight=5.0, bottleneck=aligned[1].bottleneck)
     whole = gradients(student, train, tmp_path, trainer, per_device_train_batch_size=16)
     four = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
     parts = gradients(student, train, tmp_path, trainer, **four)
@@ -225,27 +227,23 @@ def test_stopped_and_resumed_equals_never_stopped(taught, tmp_path):
 
 def test_hidden_states_without_those_of_the_teacher_are_refused(taught, tmp_path):
     train, _, student = taught
-    with pytest.raises(ValueError, match=r"hidden_weight is 0\.5 but the training data has no teacher states"):
-        DistillationTrainer(model=student, args=arguments(tmp_path), train_dataset=train, hidden_weight=0.5)
+    with pytest.raises(ValueError, match=r"alignment_weight is 0\.5 but the training data has no teacher states"):
+        DistillationTrainer(model=student, args=arguments(tmp_path), train_dataset=train, alignment_weight=0.5)
 
 
-@pytest.mark.parametrize("key_weight", [None, 0.0, 0.3], ids=lambda weight: f"key_weight {weight}")
-def test_trainers_gradient_includes_that_of_the_loss_on_hidden_states(taught, aligned, tmp_path, key_weight):
-    """None: no bottleneck, the cosine of DistilBERT."""
+@pytest.mark.parametrize("key_weight", [0.0, 0.3], ids=lambda weight: f"key_weight {weight}")
+def test_trainers_gradient_includes_that_of_the_alignment(taught, aligned, tmp_path, key_weight):
     train, teacher = aligned
     student = taught[2]
-    extra = {} if key_weight is None else {"bottleneck": teacher.bottleneck, "key_weight": key_weight}
+    extra = {"bottleneck": teacher.bottleneck, "key_weight": key_weight}
     before = fingerprint(teacher)
-    trainer = partial(DistillationTrainer, alpha=0.7, temperature=3.0, hidden_weight=0.5, **extra)
+    trainer = partial(DistillationTrainer, alpha=0.7, temperature=3.0, alignment_weight=0.5, **extra)
     found = gradients(student, train, tmp_path, trainer, per_device_train_batch_size=8)
     by_hand = copy.deepcopy(student).train()
     batch = train.collate([train[row] for row in range(8)])
     states = by_hand.encode(batch["input_ids"], batch["attention_mask"])[0]
     theirs = batch["teacher_states"].float()
-    if key_weight is None:
-        hidden = hidden_state_loss(states, theirs)
-    else:
-        hidden = alignment_loss(teacher.bottleneck, states, theirs, key_weight)
+    hidden = alignment_loss(teacher.bottleneck, states, theirs, key_weight)
     logits = by_hand(batch["input_ids"], batch["attention_mask"]).logits
     loss = distillation_loss(logits, batch["teacher_logits"], batch["labels"], 3.0, 0.7)
     alone = torch.autograd.grad(hidden, list(by_hand.distilbert.parameters()), retain_graph=True)
@@ -255,6 +253,72 @@ def test_trainers_gradient_includes_that_of_the_loss_on_hidden_states(taught, al
         torch.testing.assert_close(found[name], parameter.grad, atol=1e-6, rtol=1e-4)
     assert fingerprint(teacher) == before
     assert teacher.bottleneck.values.grad is None
+
+
+def layers_stage(student, teacher, small_splits, tokenizer, folder, **options):
+    """Two epochs on fresh text."""
+    rows, held_out = small_splits
+    train = FreshTextDataset(rows, tokenizer, "mrpc", 32)
+    trainer = partial(LayerTrainer, teacher=teacher, callbacks=options.pop("callbacks", None))
+    held_out = CustomDataset(held_out, tokenizer, "mrpc", 32)
+    settings = {"epochs": 2, "learning_rate": 1e-3, "batch_size": 16} | options
+    return fine_tune(student, train, held_out, folder, trainer=trainer, **settings)
+
+
+def test_layer_by_layer_a_student_comes_to_its_teachers_hidden_states(
+    pretrained, small_splits, tokenizer, tmp_path
+):
+    student = DistilBERTwithBottleNeck.from_teacher(pretrained)
+    kept, teachers = copy.deepcopy(student.state_dict()), fingerprint(pretrained)
+    history = layers_stage(student, pretrained, small_splits, tokenizer, tmp_path)
+    # scores of a head that is not trained would mean nothing
+    assert list(history.columns) == ["epoch", "train_loss", "held_out_loss"]
+    rows = CustomDataset(small_splits[1], tokenizer, "mrpc", 32)
+
+    def loss():
+        batch = rows.collate([rows[row] for row in range(16)])
+        inputs = {name: batch[name] for name in MODEL_INPUTS}
+        with torch.no_grad():
+            own, theirs = (
+                [
+                    states[inputs["attention_mask"].bool()]
+                    for states in model(**inputs, output_hidden_states=True)[-1][1:]
+                ]
+                for model in (student, pretrained)
+            )
+        return layer_loss(own, theirs).item()
+
+    after = loss()
+    # one batch of all held-out rows; the trainer's ran through the same model
+    assert history["held_out_loss"].min() == pytest.approx(after, rel=1e-4)
+    still = {name for name, weight in student.state_dict().items() if torch.equal(weight, kept[name])}
+    assert still == {name for name in kept if "embeddings" in name or name.startswith("classifier")}
+    student.load_state_dict(kept)
+    # 0.66 and 0.36 times that
+    assert after < 0.75 * loss()
+    assert fingerprint(pretrained) == teachers
+    assert all(parameter.requires_grad for parameter in student.parameters())
+    assert student.distilbert.embeddings.dropout.p == student.config.dropout > 0
+
+
+def test_a_student_that_stops_between_two_fresh_copies_goes_on_as_if_it_had_not(
+    pretrained, small_splits, tokenizer, tmp_path
+):
+    class Stop(TrainerCallback):
+        def on_epoch_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.epoch >= 1
+
+    weights = []
+    for folder, interruptions in (("whole", [None]), ("parts", [[Stop()], None])):
+        for number, callbacks in enumerate(interruptions):
+            student = DistilBERTwithBottleNeck.from_teacher(pretrained, 1)
+            torch.nn.init.zeros_(student.classifier.weight)
+            layers_stage(
+                student, pretrained, small_splits, tokenizer, tmp_path / folder,
+                callbacks=callbacks, resume=number > 0, load_best_model_at_end=False,
+            )  # fmt: skip
+        weights.append(fingerprint(student.distilbert))
+    assert weights[0] == weights[1]
 
 
 def test_the_teachers_bottleneck_stays_where_it_is(aligned, taught, tmp_path, monkeypatch):
@@ -268,7 +332,7 @@ def test_the_teachers_bottleneck_stays_where_it_is(aligned, taught, tmp_path, mo
     monkeypatch.setattr(DiscreteKeyValueBottleneck, "to", record)
     args = arguments(tmp_path)
     trainer = DistillationTrainer(
-        model=taught[2], args=args, train_dataset=train, hidden_weight=1.0, bottleneck=teacher.bottleneck
+        model=taught[2], args=args, train_dataset=train, alignment_weight=1.0, bottleneck=teacher.bottleneck
     )
     assert trainer.bottleneck is not teacher.bottleneck
     # a copy went to the device of training, and nothing else went anywhere
@@ -320,7 +384,7 @@ def test_alignment_makes_a_student_fire_its_teachers_keys(aligned, taught, tmp_p
             args=arguments(tmp_path, max_steps=12, learning_rate=3e-4, per_device_train_batch_size=8),
             train_dataset=train,
             data_collator=train.collate,
-            hidden_weight=weight,
+            alignment_weight=weight,
             bottleneck=teacher.bottleneck,
         ).train()
         agreement[name] = key_agreement(teacher, model.carry_keys(teacher), held_out)[0].mean()

@@ -20,7 +20,7 @@ from kvlib.recipe.distillation import check_output, run_recipe
 from kvlib.recipe.evidence import evidence_table, gather_evidence, grid_settings, read_evidence, read_grid
 from kvlib.recipe.experiment import Experiment, WeakTeacherError, check_seed
 from kvlib.recipe.profiles import PROFILES, get_profile
-from kvlib.recipe.stages import COMPARED, systems_of
+from kvlib.recipe.stages import COMPARED, CONTROLS, systems_of
 from kvlib.recipe.submission import FILES, NOT_MADE_HERE, OFFICIAL_ROWS, check_submission, write_submission
 
 
@@ -85,7 +85,9 @@ def _add_distil(commands: "argparse._SubParsersAction[_Parser]") -> None:
         help="whether the label is a number to predict (default: told from the data)",
     )
     option("--dry-run", action="store_true", help="say what the data holds, and stop before any training")
-    option("--system", default="bottleneck", help=f"{', '.join(COMPARED)} or all (default: bottleneck)")
+    option(
+        "--system", default="bottleneck", help=f"{', '.join((*COMPARED, *CONTROLS))} or all (default: bottleneck)"
+    )
     _add_sources(command)
     option("--seed", type=int, default=0, metavar="N", help="seed of everything random (default: 0)")
     option("--output", metavar="DIR", help="folder for metrics.json and the student (default: print only)")
@@ -106,7 +108,13 @@ def _add_evidence(commands: "argparse._SubParsersAction[_Parser]") -> None:
     option = command.add_argument
     option("--output", required=True, metavar="FILE", help="JSON file of the records")
     option("--tasks", nargs="+", required=True, metavar="TASK", help="GLUE names")
-    option("--systems", nargs="+", default=["all"], metavar="SYSTEM", help=f"{', '.join(COMPARED)} (default: all)")
+    option(
+        "--systems",
+        nargs="+",
+        default=["all"],
+        metavar="SYSTEM",
+        help=f"{', '.join((*COMPARED, *CONTROLS))} (default: all)",
+    )
     option("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], metavar="N", help="default: 0 1 2 3 4")
     _add_sources(command)
     option("--max-rows", type=int, metavar="N", help="a stratified part of N training rows (default: all)")

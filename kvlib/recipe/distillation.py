@@ -80,8 +80,8 @@ def distil(
     output : str or pathlib.Path, optional
         Folder for ``metrics.json``, ``report.md`` and, under ``student``, the system's student with its tokenizer
         and its card for the hub; with ``system="all"`` one folder a system, with the report in it.
-    system : {"distilbert", "bottleneck", "new-keys", "carried-keys", "all"}
-        What to train; ``"all"`` trains the four on shared teachers.
+    system : str
+        What to train, as in `systems_of`; ``"all"`` trains all on shared teachers.
 
     Raises
     ------

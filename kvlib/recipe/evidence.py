@@ -11,7 +11,7 @@ import pandas as pd
 from filelock import FileLock
 
 from kvlib.data import TASKS
-from kvlib.evaluation import key_agreement, model_size
+from kvlib.evaluation import key_agreement, model_size, teacher_agreement
 from kvlib.machine import describe
 from kvlib.recipe.distillation import write_json
 from kvlib.recipe.experiment import Experiment, WeakTeacherError
@@ -42,7 +42,7 @@ def gather_evidence(
     tasks : sequence of str
         GLUE names.
     systems : sequence of str
-        Names of the compared systems, or ``"all"``; their teachers and all baselines come along.
+        As in `systems_of`; their teachers and all baselines come along.
     seeds : sequence of int
         Seeds for everything random.
     source, profile, max_rows, runs
@@ -105,9 +105,19 @@ def run_once(experiment: Experiment, system: str) -> dict[str, Any]:
         # in training mode the encoder behind a bottleneck is frozen: count what stage 3 trains
         record["size"] = model_size(experiment.model(system).train())
         experiment.model(system).eval()
+        record["agreement"] = _agreement(experiment, system)
     if system in ("new-keys", "carried-keys"):
         record["keys"] = _keys_beside_the_teachers(experiment, system)
     return record | describe()
+
+
+def _agreement(experiment: Experiment, system: str) -> dict[str, float] | None:
+    split = experiment.task.validation[0]
+    try:
+        theirs = experiment.predictions("teacher", split)
+    except WeakTeacherError:
+        return None
+    return teacher_agreement(theirs, experiment.predictions(system, split))
 
 
 def _keys_beside_the_teachers(experiment: Experiment, system: str) -> dict[str, Any]:

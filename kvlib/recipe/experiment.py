@@ -1,5 +1,6 @@
 """One task and one seed: the stages of the recipe, each trained once and then read from disk."""
 
+import copy
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, set_seed
 
+from kvlib.augmentation import FreshTextDataset
 from kvlib.cache import disk_errors, fingerprint, share_files
 from kvlib.checkpoints import last_complete
 from kvlib.data import CustomDataset, Task, get_task, hold_out
@@ -40,7 +42,7 @@ from kvlib.recipe.profiles import Profile, check_models, get_profile
 from kvlib.recipe.stages import STAGE_FORMAT, STAGES, Stage, systems_of
 from kvlib.student import BERTwithBottleNeck, DistilBERTwithBottleNeck
 from kvlib.teacher import BERTbase, cached_logits, cached_states, predict_logits
-from kvlib.training import DistillationTrainer, FineTuningTrainer, KeyIndexDataset, fine_tune
+from kvlib.training import DistillationTrainer, FineTuningTrainer, KeyIndexDataset, LayerTrainer, fine_tune
 
 
 def runs_folder() -> Path:
@@ -318,20 +320,22 @@ class Experiment:
         p = self.profile
         return {
             "epochs": getattr(p, f"{stage.schedule}_epochs"),
-            "learning_rate": getattr(p, f"{stage.schedule}_learning_rate"),
+            "learning_rate": stage.learning_rate or getattr(p, f"{stage.schedule}_learning_rate"),
             "batch_size": p.batch_size,
             "bf16": p.bf16,
         }
 
     def _loss_options(self, stage: Stage) -> dict[str, float]:
-        """Return what `DistillationTrainer` takes; a stage without teacher learns from the labels alone."""
+        """Return what the stage's trainer takes; a stage without teacher learns from the labels alone."""
         p = self.profile
+        if stage.trains_on == "fresh text":
+            return {}
         if stage.teacher is None:
             return {"alpha": 0.0}
-        options = {"temperature": p.temperature, "alpha": p.alpha}
-        if stage.hidden_loss == "alignment":
-            return options | {"hidden_weight": p.alignment_weight, "key_weight": p.key_weight}
-        return options | {"hidden_weight": p.hidden_weight if stage.hidden_loss else 0.0}
+        options = {"temperature": p.temperature, "alpha": p.alpha if stage.alpha is None else stage.alpha}
+        if stage.aligns:
+            options |= {"alignment_weight": p.alignment_weight, "key_weight": p.key_weight}
+        return options
 
     def _announce_other_formats(self, folder: Path) -> None:
         # the key is hexadecimal: "teacher-*" would find the teacher with a bottleneck, too
@@ -375,11 +379,14 @@ class Experiment:
 
     def _train(self, model: PreTrainedModel, stage: Stage, output_dir: Path) -> pd.DataFrame:
         train, held_out, settings = self.train, self.held_out, self._settings(stage)
-        loss = self._loss_options(stage)
-        if stage.teacher:
-            train = self._with_teacher(stage, with_states=loss["hidden_weight"] > 0)
-        trainer: Callable[..., FineTuningTrainer] = partial(DistillationTrainer, **loss)
-        if stage.hidden_loss == "alignment":
+        trainer: Callable[..., FineTuningTrainer] = partial(DistillationTrainer, **self._loss_options(stage))
+        if stage.trains_on == "fresh text":
+            rows = (self.train_split, self.tokenizer, self.task, self.profile.max_length)
+            train = FreshTextDataset(*rows, seed=self.seed)
+            trainer = partial(LayerTrainer, teacher=self.model(stage.teacher))
+        elif stage.teacher:
+            train = self._with_teacher(stage)
+        if stage.aligns:
             trainer = partial(trainer, bottleneck=self.model(stage.teacher).bottleneck)
         if stage.trains_on == "key indices":
             with self.precision():
@@ -389,10 +396,10 @@ class Experiment:
             model, train, held_out, output_dir, seed=self.seed, resume=True, trainer=trainer, **settings
         )
 
-    def _with_teacher(self, stage: Stage, with_states: bool) -> CustomDataset:
+    def _with_teacher(self, stage: Stage) -> CustomDataset:
         """Return the training rows with the logits of the stage's teacher, perhaps with its encoder's states."""
         teacher = {"teacher_logits": self._logits_of(self.model(stage.teacher))}
-        if with_states:
+        if stage.aligns:
             # the teacher with a bottleneck has the same encoder
             encoder = self.model("teacher")
             with self.precision():
@@ -421,13 +428,21 @@ def _from_layers(
     return DistilBERTwithBottleNeck.from_teacher(source)
 
 
-def _from_layers_and_norm(
+def _from_more_layers(
     experiment: Experiment, source: BERTbase, _: PreTrainedModel | None = None
 ) -> DistilBERTwithBottleNeck:
-    """Give a new student its teacher's last layer norm, too: both speak on one scale from the start."""
-    student, norm = _from_layers(experiment, source), source.bert.encoder.layer[-1].output.LayerNorm
-    student.distilbert.transformer.layer[-1].output_layer_norm.load_state_dict(norm.state_dict())
-    return student
+    set_seed(experiment.seed)
+    return DistilBERTwithBottleNeck.from_teacher(source, max(1, source.config.num_hidden_layers * 2 // 3))
+
+
+def _copy(_: Experiment, source: PreTrainedModel, __: PreTrainedModel | None = None) -> PreTrainedModel:
+    return copy.deepcopy(source)
+
+
+def _with_new_head(
+    experiment: Experiment, source: DistilBERTwithBottleNeck, _: PreTrainedModel | None = None
+) -> DistilBERTwithBottleNeck:
+    return source.with_new_head(experiment.seed)
 
 
 def _discretised(
@@ -459,7 +474,9 @@ STARTS: dict[str, Callable[..., PreTrainedModel]] = {
     "pretrained teacher": _pretrained_teacher,
     "pretrained student": _pretrained_student,
     "teacher's layers": _from_layers,
-    "teacher's layers and last layer norm": _from_layers_and_norm,
+    "more layers": _from_more_layers,
+    "copy": _copy,
+    "new head": _with_new_head,
     "discretised": _discretised,
     "discretised pretrained student": _discretised_pretrained_student,
     "discretised teacher": _discretised_teacher,

@@ -27,16 +27,14 @@ class Profile:
         Longest sequence in tokens.
     batch_size : int
         Examples a step in stages 1 and 2.
-    teacher_epochs, student_epochs, bottleneck_epochs : int
-        Epochs of stages 1, 2 and 3.
-    teacher_learning_rate, student_learning_rate, bottleneck_learning_rate : float
-        Peak learning rates of AdamW in stages 1, 2 and 3.
+    teacher_epochs, layer_epochs, student_epochs, bottleneck_epochs : int
+        Epochs of stages 1, 2 (on hidden states, over the texts and as many fresh ones; then on logits) and 3.
+    teacher_learning_rate, layer_learning_rate, student_learning_rate, bottleneck_learning_rate : float
+        Peak learning rates of AdamW in them.
     temperature, alpha : float
         Temperature of the distillation loss, and the weight of the teacher's part in it.
     num_codebooks, codebook_size : int
         Shape of the bottleneck, C and K.
-    hidden_weight : float
-        Weight of the cosine loss on hidden states in stage 2.
     alignment_weight, key_weight : float
         Weight of the alignment to the teacher's keys before they are carried, and in it that of the cross-entropy
         on key indices; see `kvlib.loss.alignment_loss`.
@@ -52,16 +50,17 @@ class Profile:
     max_length: int
     batch_size: int
     teacher_epochs: int
+    layer_epochs: int
     student_epochs: int
     bottleneck_epochs: int
     teacher_learning_rate: float
+    layer_learning_rate: float
     student_learning_rate: float
     bottleneck_learning_rate: float
     temperature: float
     alpha: float
     num_codebooks: int
     codebook_size: int
-    hidden_weight: float = 0.0
     alignment_weight: float = 1.0
     key_weight: float = 0.0
     bf16: bool = False
@@ -76,9 +75,11 @@ _QUICK = Profile(
     max_length=128,
     batch_size=16,
     teacher_epochs=3,
+    layer_epochs=2,
     student_epochs=2,
     bottleneck_epochs=10,
     teacher_learning_rate=1e-4,
+    layer_learning_rate=5e-4,
     student_learning_rate=1e-4,
     # of 1e-2 to 1e-1, by score and loss on held-out rows of the eight mini tasks: values start at zero and
     # must reach their size in few steps
@@ -93,7 +94,7 @@ PROFILES = {
     for profile in (
         _QUICK,
         # quick's models at the length and the precision for thousands of real sentences on a processor
-        replace(_QUICK, name="real", batch_size=32, student_epochs=3, bf16=True),
+        replace(_QUICK, name="real", batch_size=32, layer_epochs=10, student_epochs=3, bf16=True),
         Profile(
             name="base",
             source="hub",
@@ -103,9 +104,11 @@ PROFILES = {
             max_length=128,
             batch_size=32,
             teacher_epochs=3,
+            layer_epochs=10,
             student_epochs=3,
             bottleneck_epochs=10,
             teacher_learning_rate=2e-5,
+            layer_learning_rate=5e-4,
             student_learning_rate=5e-5,
             bottleneck_learning_rate=1e-2,
             temperature=2.0,
@@ -137,7 +140,8 @@ def check_models(profile: Profile) -> Profile:
     Raises
     ------
     ValueError, FileNotFoundError
-        As `check_checkpoint`; if the teacher has a single layer and the student is to start from half of them.
+        As `check_checkpoint`; if the student is wider, narrower or deeper than the teacher, or is to start from
+        half of a single layer.
 
     Warns
     -----
@@ -147,6 +151,13 @@ def check_models(profile: Profile) -> Profile:
     configs = [check_checkpoint(profile.teacher_checkpoint, with_pooler=profile.teacher_pooling == "cls")]
     if profile.student_checkpoint:
         configs.append(check_checkpoint(profile.student_checkpoint, ("distilbert",)))
+        teacher, student = ((config.num_hidden_layers, config.hidden_size) for config in configs)
+        if student[0] > teacher[0] or student[1] != teacher[1]:
+            raise ValueError(
+                f"{profile.student_checkpoint} has {student[0]} layers of {student[1]} dimensions, "
+                f"{profile.teacher_checkpoint} {teacher[0]} of {teacher[1]}: a student learns layer by layer only "
+                "what is as wide, and no shallower"
+            )
     elif configs[0].num_hidden_layers < 2:
         raise ValueError(
             f"the checkpoint {profile.teacher_checkpoint} has one layer, of which a student cannot take half: "

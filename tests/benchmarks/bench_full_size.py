@@ -30,6 +30,7 @@ from kvlib import (
     load_glue,
     load_tokenizer,
 )
+from kvlib.loss import layer_loss
 
 PROFILE = get_profile("base")
 OFFICIAL_ROWS = {"cola": 8551, "rte": 2490, "mrpc": 3668, "stsb": 5749, "sst2": 67349, "qnli": 104743}
@@ -105,6 +106,20 @@ def teacher_logits(device: torch.device, autocast: torch.autocast) -> Step:
     return torch.inference_mode()(lambda batch: model(batch["input_ids"], batch["attention_mask"]))
 
 
+def layer_training(device: torch.device, autocast: torch.autocast) -> Step:
+    """Make a step of stage 2 on hidden states: the teacher answers in it."""
+    model, above = student(device, autocast, has_bottleneck=False), teacher(device, autocast)
+    model.distilbert.embeddings.requires_grad_(False)
+
+    def loss(batch: Batch) -> Tensor:
+        inputs = batch["input_ids"], batch["attention_mask"]
+        with torch.no_grad():
+            theirs = above(*inputs, output_hidden_states=True).hidden_states
+        return layer_loss(model(*inputs, output_hidden_states=True).hidden_states[1:], theirs[1:])
+
+    return training(model, loss)
+
+
 def student_training(device: torch.device, autocast: torch.autocast) -> Step:
     return distillation(student(device, autocast, has_bottleneck=False), "input_ids", "attention_mask")
 
@@ -126,7 +141,8 @@ def values_training(device: torch.device, autocast: torch.autocast) -> Step:
 STAGES = {
     "1 train the teacher": teacher_training,
     "1 teacher's logits": teacher_logits,
-    "2 train the student": student_training,
+    "2 learn the teacher's hidden states": layer_training,
+    "2 learn its logits": student_training,
     "3 hidden states": hidden_states,
     "3 key indices: hidden states + search": key_indices,
     "3 train values on key indices": values_training,
@@ -231,12 +247,14 @@ def wall_times(
 ) -> dict[str, float]:
     """Return the seconds of each part of the recipe on one task."""
     # between the measured lengths an example's time is all but linear in its length
-    train_1, logits, train_2, states, search, train_3 = (
+    train_1, logits, layers, train_2, states, search, train_3 = (
         rows * float(np.interp(length, lengths, rates[stage])) for stage in STAGES
     )
     parts = {
         "teacher": train_1 * PROFILE.teacher_epochs,
         "logits": logits,
+        # all rows and as many fresh ones
+        "layers": 2 * layers * PROFILE.layer_epochs,
         "student": train_2 * PROFILE.student_epochs,
         "keys": states + PASSES * VECTORS / updates,
         "indices": search,
@@ -294,6 +312,7 @@ def main() -> None:
     epochs = (
         f"teacher x {PROFILE.teacher_epochs}",
         "its logits",
+        f"layers x {PROFILE.layer_epochs}",
         f"student x {PROFILE.student_epochs}",
         "keys",
         "key indices",

@@ -1,177 +1,238 @@
-"""Which additions to stage 2 help? Scores on held-out training rows of real GLUE; validation splits are not read.
+"""How should stage 2 distil? Scores on held-out training rows of real GLUE; validation splits are not read.
 
 ``OMP_NUM_THREADS=1 python tests/benchmarks/choose_distillation.py --tasks cola qnli --seeds 0 1`` adds one line a
 trial to ``data/results/distillation_choices.jsonl`` and leaves out those that stand there. Teachers come from, and
-go to, ``data/runs``; here the teacher runs in every step, since hidden states and relations of all trials would be
-too much to keep.
+go to, ``data/runs``. A trial is a stage on hidden states, layer by layer on fresh text (or none), and then one on
+logits.
 """
 
 import argparse
+import copy
 import json
 import tempfile
 import time
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from datasets import Dataset, concatenate_datasets, disable_progress_bars
+from datasets import disable_progress_bars
+from filelock import FileLock
 from torch import Tensor, nn
 from transformers import set_seed
-from transformers.utils import logging
+from transformers.utils import ModelOutput, logging
 
 from kvlib import DistilBERTwithBottleNeck, DistillationTrainer, Experiment, fine_tune, get_profile
-from kvlib.data import MODEL_INPUTS, Task
+from kvlib.augmentation import FreshTextDataset
+from kvlib.data import MODEL_INPUTS
 from kvlib.evaluation import evaluate
-from kvlib.teacher import predict_logits
+from kvlib.loss import distillation_loss, layer_loss
+from kvlib.training import LayerTrainer
 
 ROOT = Path(__file__).resolve().parents[2]
-TRIALS = {
-    "logits, 3 epochs": {"epochs": 3},
-    "logits + cosine, 3 epochs": {"epochs": 3, "cosine": 1.0},
-    "logits + relations, 3 epochs": {"epochs": 3, "relations": 1.0},
-    "logits, 6 epochs": {"epochs": 6},
-    "logits + as much new text, 3 epochs": {"epochs": 3, "copies": 1},
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The stage on hidden states: its passes over the texts and as many fresh ones, and what may be otherwise."""
+
+    epochs: int
+    learning_rate: float = 5e-4
+    last_twice: bool = False
+    dropout: bool = False
+    embeddings: bool = False
+    # the logits of the teacher in the same stage
+    logits: bool = False
+    # the teacher's own head and its last layer norm, to start with
+    head: bool = False
+    # the same texts in every epoch
+    fresh: bool = True
+    # the teacher's layers that the student starts from
+    start: tuple[int, ...] = (0, 2, 4)
+
+
+@dataclass(frozen=True)
+class Logits:
+    """The stage on logits."""
+
+    epochs: int = 3
+    alpha: float = 0.9
+    learning_rate: float = 1e-4
+    dropout: bool = True
+    # fresh text, the teacher answering in the step
+    fresh: bool = False
+
+
+STEPS = {"layers": Layers(3), "layers10": Layers(10)}
+TRIALS: dict[str, tuple[Layers | None, Logits]] = {
+    "labels, 3 epochs": (None, Logits(alpha=0.0)),
+    "logits and labels, 3 epochs": (None, Logits()),
+    "logits, 3 epochs": (None, Logits(alpha=1.0)),
+    "3 passes of layers, then logits and labels": (Layers(3), Logits()),
+    "3 passes of layers, then logits": (Layers(3), Logits(alpha=1.0)),
+    "3 passes of layers, then logits and labels, lower rate": (Layers(3), Logits(learning_rate=3e-5)),
+    "3 passes of layers, then logits of fresh text": (Layers(3), Logits(alpha=1.0, fresh=True)),
+    "3 passes of layers, then logits and labels without dropout": (Layers(3), Logits(dropout=False)),
+    "3 passes of layers and logits, then logits and labels": (Layers(3, logits=True), Logits()),
+    "3 passes of layers, the last twice, then logits and labels": (Layers(3, last_twice=True), Logits()),
+    "3 passes of layers with dropout, then logits and labels": (Layers(3, dropout=True), Logits()),
+    "3 passes of layers at 1e-3, then logits and labels": (Layers(3, learning_rate=1e-3), Logits()),
+    "3 passes of layers with the teacher's head, then logits and labels": (Layers(3, head=True), Logits()),
+    "3 passes of layers on the same text, then logits and labels": (Layers(3, fresh=False), Logits()),
+    "3 passes of layers from 0, 2, 5, then logits and labels": (Layers(3, start=(0, 2, 5)), Logits()),
+    "3 passes of layers and of embeddings, then logits and labels": (Layers(3, embeddings=True), Logits()),
+    "10 passes of layers, then logits and labels": (Layers(10), Logits()),
 }
 
 
-class LiveTrainer(DistillationTrainer):
-    """Adds a cosine loss on last hidden states and MiniLM's relation loss, the teacher running in every step."""
+class TrialTrainer(LayerTrainer):
+    """`LayerTrainer` with what may be otherwise."""
 
-    def __init__(
-        self, *args: object, teacher: nn.Module, cosine: float, relations: float, **kwargs: object
-    ) -> None:
+    def __init__(self, *args: object, options: Layers, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
-        self.teacher, self.cosine, self.relations = teacher.eval().requires_grad_(False), cosine, relations
-        self.taken: dict[str, Tensor] = {}
-        attention = teacher.bert.encoder.layer[-1].attention.self
-        own = self.model.distilbert.transformer.layer[-1].attention
-        for owner, layers in (
-            ("teacher", (attention.query, attention.key, attention.value)),
-            ("student", (own.q_lin, own.k_lin, own.v_lin)),
-        ):
-            for name, layer in zip("qkv", layers, strict=True):
-                layer.register_forward_hook(partial(self._take, f"{owner} {name}"))
-        teacher.bert.encoder.register_forward_hook(lambda *call: self._take("teacher h", *call[:2], call[2][0]))
-        self.model.distilbert.transformer.register_forward_hook(
-            lambda *call: self._take("student h", *call[:2], call[2][0])
-        )
+        self.options = options
 
-    def _take(self, name: str, layer: nn.Module, inputs: tuple, output: Tensor) -> None:
-        self.taken[name] = output
+    def train(self, *args: object, **kwargs: object) -> object:
+        if not (self.options.dropout or self.options.embeddings):
+            return super().train(*args, **kwargs)
+        if self.options.embeddings:
+            for module in self.model.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = 0.0
+        else:
+            self.model.base_model.embeddings.requires_grad_(False)
+        return super(LayerTrainer, self).train(*args, **kwargs)
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *args: object, **kwargs: object) -> Tensor:
-        loss = super().compute_loss(model, inputs, *args, **kwargs)
-        if "teacher_logits" not in inputs or not (self.cosine or self.relations):
-            return loss
-        # no inference_mode: what it makes cannot stand in a graph
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self.args.bf16):
-            self.teacher(**{name: inputs[name] for name in MODEL_INPUTS})
+    def _loss(self, outputs: ModelOutput, inputs: dict[str, Tensor]) -> Tensor:
+        with torch.no_grad():
+            named = {name: inputs[name] for name in MODEL_INPUTS if name in inputs}
+            theirs = self.teacher(**named, output_hidden_states=True)
         real = inputs["attention_mask"].bool()
-        if self.cosine:
-            hidden = [self.taken[f"{owner} h"][real].float() for owner in ("student", "teacher")]
-            loss = loss + self.cosine * (1 - F.cosine_similarity(*hidden, dim=-1)).mean()
-        if self.relations:
-            loss = loss + self.relations * self._relation_loss(real)
-        return loss
-
-    def _relation_loss(self, real: Tensor) -> Tensor:
-        """KL between the relations of queries and keys and of values with values (Wang et al. 2020, MiniLM)."""
-        loss = torch.zeros(())
-        for left, right in ("qk", "vv"):
-            relations = []
-            for owner in ("student", "teacher"):
-                first, second = (
-                    self.taken[f"{owner} {n}"].float().unflatten(-1, (12, -1)).transpose(1, 2)
-                    for n in (left, right)
-                )  # (B, heads, T, d)
-                scores = first @ second.mT / first.shape[-1] ** 0.5
-                relations.append(F.log_softmax(scores.masked_fill(~real[:, None, None], -1e9), -1))
-            divergence = F.kl_div(*relations, reduction="none", log_target=True).sum(-1)  # (B, heads, T)
-            loss = loss + divergence.mean(1)[real].mean()
+        own, states = ([s[real] for s in output.hidden_states[1:]] for output in (outputs, theirs))
+        loss = layer_loss(own, states)
+        if self.options.last_twice:
+            loss = (len(own) * loss + layer_loss(own[-1:], states)) / (len(own) + 1)
+        if self.options.logits:
+            loss = loss + distillation_loss(outputs.logits, theirs.logits)
         return loss
 
 
-def new_text(split: Dataset, task: Task, seed: int) -> Dataset:
-    """Return as many rows again: every seventh word another of the split's; half of all pairs paired anew."""
-    generator = np.random.default_rng(seed)
-    columns = {}
-    words = np.array(" ".join(" ".join(split[name][:]) for name in task.text_columns).split())
-    for number, name in enumerate(task.text_columns):
-        texts = [np.array(text.split(), dtype=object) for text in split[name][:]]
-        for text in texts:
-            changed = generator.random(len(text)) < 1 / 7
-            text[changed] = generator.choice(words, changed.sum())
-        if number:
-            moved = generator.random(len(texts)) < 0.5
-            order = np.arange(len(texts))
-            order[moved] = generator.permutation(order[moved])
-            texts = [texts[row] for row in order]
-        columns[name] = [" ".join(text) for text in texts]
-    return Dataset.from_dict(columns | {"label": split["label"][:], "idx": split["idx"][:]}, split.features)
+class FreshLogitsTrainer(DistillationTrainer):
+    """`DistillationTrainer` with a teacher that answers in the step."""
+
+    def __init__(self, *args: object, teacher: nn.Module, **kwargs: object) -> None:
+        train = kwargs["train_dataset"]
+        train.teacher_logits = torch.zeros(len(train), train.task.num_labels)
+        super().__init__(*args, **kwargs)
+        self.teacher = teacher
+
+    def _loss(self, outputs: ModelOutput, inputs: dict[str, Tensor]) -> Tensor:
+        if "teacher_logits" in inputs:
+            with torch.no_grad():
+                answers = self.teacher(**{name: inputs[name] for name in MODEL_INPUTS if name in inputs}).logits
+            inputs = inputs | {"teacher_logits": answers}
+        return super()._loss(outputs, inputs)
 
 
-def trial(experiment: Experiment, options: dict[str, float]) -> dict[str, float]:
-    """Train one student and score it, and its teacher, on the held-out rows."""
-    teacher, split, logits = experiment.model("teacher"), experiment.train_split, experiment.teacher_logits
-    if options.get("copies"):
-        more = new_text(split, experiment.task, experiment.seed)
-        with experiment.precision():
-            answers = predict_logits(teacher, experiment.tokenize(more))
-        regression = experiment.task.is_regression
-        labels = answers[:, 0].clamp(0, 5).tolist() if regression else answers.argmax(1).tolist()
-        labelled = Dataset.from_dict(more.to_dict() | {"label": labels}, split.features)
-        split, logits = concatenate_datasets([split, labelled]), torch.cat([logits, answers])
-    train = experiment.tokenize(split, teacher_logits=logits)
+def start(experiment: Experiment, layers: tuple[int, ...]) -> nn.Module:
+    """Make a student of the teacher's layers with these numbers."""
+    teacher = copy.deepcopy(experiment.model("teacher"))
+    own = teacher.bert.encoder.layer
+    # `from_teacher` takes the first of every two
+    teacher.bert.encoder.layer = nn.ModuleList(layer for number in layers for layer in (own[number], own[number]))
     set_seed(experiment.seed)
-    student = DistilBERTwithBottleNeck.from_teacher(teacher)
-    trainer = partial(
-        LiveTrainer, teacher=teacher, cosine=options.get("cosine", 0.0), relations=options.get("relations", 0.0),
-        temperature=experiment.profile.temperature, alpha=experiment.profile.alpha,
+    return DistilBERTwithBottleNeck.from_teacher(teacher)
+
+
+def layers_stage(experiment: Experiment, options: Layers, folder: str) -> nn.Module:
+    """Train the layers of a student."""
+    p, teacher = experiment.profile, experiment.model("teacher")
+    student = start(experiment, options.start)
+    if options.head:
+        student.classifier.load_state_dict(teacher.classifier.state_dict())
+        norm = teacher.bert.encoder.layer[-1].output.LayerNorm.state_dict()
+        student.distilbert.transformer.layer[-1].output_layer_norm.load_state_dict(norm)
+    rows = (experiment.train_split, experiment.tokenizer, experiment.task, p.max_length, experiment.seed)
+    train = FreshTextDataset(*rows)
+    if not options.fresh:
+        train._epoch, train.set_epoch = 0, lambda epoch: None
+    history = fine_tune(
+        student, train, experiment.held_out, folder, epochs=options.epochs, learning_rate=options.learning_rate,
+        batch_size=p.batch_size, seed=experiment.seed, bf16=p.bf16,
+        trainer=partial(TrialTrainer, teacher=teacher, options=options),
     )  # fmt: skip
-    start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        history = fine_tune(
-            student, train, experiment.held_out, folder, epochs=options["epochs"], trainer=trainer,
-            learning_rate=options.get("learning_rate", experiment.profile.student_learning_rate),
-            batch_size=experiment.profile.batch_size, seed=experiment.seed, bf16=experiment.profile.bf16,
-        )  # fmt: skip
-    seconds = time.perf_counter() - start
-    metric = experiment.task.metrics[0]
-    with experiment.precision():
-        return {
-            "student": evaluate(student, experiment.held_out)[metric],
-            "teacher": evaluate(teacher, experiment.held_out)[metric],
-            "rows": len(experiment.held_out),
-            "last_loss": float(history["held_out_loss"].iloc[-1]),
-            "seconds": seconds,
-        }
+    student.layer_loss = float(history["held_out_loss"].iloc[-1])
+    return student
+
+
+def logits_stage(experiment: Experiment, student: nn.Module, options: Logits, folder: str) -> nn.Module:
+    """Train a student on logits, labels or both."""
+    p, teacher = experiment.profile, experiment.model("teacher")
+    trainer = partial(DistillationTrainer, temperature=p.temperature, alpha=options.alpha)
+    if options.fresh:
+        rows = (experiment.train_split, experiment.tokenizer, experiment.task, p.max_length, experiment.seed)
+        train = FreshTextDataset(*rows)
+        trainer = partial(FreshLogitsTrainer, teacher=teacher, temperature=p.temperature, alpha=options.alpha)
+    else:
+        logits = experiment.teacher_logits if options.alpha else None
+        train = experiment.tokenize(experiment.train_split, teacher_logits=logits)
+    for module in student.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.1 if options.dropout else 0.0
+    student.requires_grad_(True)
+    fine_tune(
+        student, train, experiment.held_out, folder, epochs=options.epochs, learning_rate=options.learning_rate,
+        batch_size=p.batch_size, seed=experiment.seed, bf16=p.bf16, trainer=trainer,
+    )  # fmt: skip
+    return student
 
 
 def main() -> None:
     """Run the trials that are not yet in the file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--source", default="../shared/glue")
-    parser.add_argument("--tasks", nargs="+", default=["cola", "qnli"])
+    parser.add_argument("--tasks", nargs="+", default=["cola", "qnli", "mnli"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--trials", nargs="+", default=list(TRIALS))
     parser.add_argument("--output", type=Path, default=ROOT / "data" / "results" / "distillation_choices.jsonl")
     arguments = parser.parse_args()
     disable_progress_bars()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    aligned: dict[tuple, nn.Module] = {}
     for seed in arguments.seeds:
-        for name, options in TRIALS.items():
+        for name in arguments.trials:
+            layers, logits = TRIALS[name]
             for task in arguments.tasks:
                 done = arguments.output.read_text().splitlines() if arguments.output.exists() else []
                 key = {"trial": name, "task": task, "seed": seed}
                 if any(key.items() <= json.loads(line).items() for line in done):
                     continue
                 experiment = Experiment(task, arguments.source, get_profile("real"), seed, max_rows=10_000)
-                line = json.dumps(key | trial(experiment, options))
-                with arguments.output.open("a") as output:
-                    output.write(line + "\n")
-                print(line, flush=True)
+                experiment.teacher_logits  # noqa: B018 (outside the time)
+                place, begun = (task, seed, layers), time.perf_counter()
+                with tempfile.TemporaryDirectory() as folder:
+                    if layers and place not in aligned:
+                        aligned[place] = layers_stage(experiment, layers, f"{folder}/layers")
+                    layers_seconds = time.perf_counter() - begun
+                    student = copy.deepcopy(aligned[place]) if layers else start(experiment, (0, 2, 4))
+                    logits_stage(experiment, student, logits, f"{folder}/logits")
+                metric = experiment.task.metrics[0]
+                with experiment.precision():
+                    scores = {
+                        who: evaluate(model, experiment.held_out)[metric]
+                        for who, model in (("student", student), ("teacher", experiment.model("teacher")))
+                    }
+                record = key | scores | {
+                    "rows": len(experiment.held_out), "layers": layers and asdict(layers), "logits": asdict(logits),
+                    "layer_loss": getattr(aligned.get(place), "layer_loss", None),
+                    "layers_seconds": layers_seconds, "seconds": time.perf_counter() - begun,
+                }  # fmt: skip
+                with FileLock(f"{arguments.output}.lock"), arguments.output.open("a") as output:
+                    output.write(json.dumps(record) + "\n")
+                print(name, task, seed, {n: round(float(np.round(s, 4)), 4) for n, s in scores.items()},
+                      record["layer_loss"], round(record["seconds"]), flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":
