@@ -78,7 +78,8 @@ def layer_loss(student_states: Sequence[Tensor], teacher_states: Sequence[Tensor
 
     where s and t are the states after each layer, those after the embeddings left out, ``(N, dim)`` of the same
     real tokens (TinyBERT's uniform layer map, Jiao et al. 2020, section 3; the variance over tokens and dimensions
-    brings all layers to one scale). No gradient reaches the teacher's. Raises ValueError if shapes differ, or if m > n.
+    brings all layers to one scale). No gradient reaches the teacher's. Raises ValueError if shapes differ, or if
+    m > n.
     """
     if len(student_states) > len(teacher_states):
         raise ValueError(f"the student has {len(student_states)} layers, the teacher only {len(teacher_states)}")

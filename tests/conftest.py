@@ -2,34 +2,57 @@ import notebook_settings
 
 notebook_settings.apply()
 
+import ctypes  # noqa: E402
+import gc  # noqa: E402
+import sys  # noqa: E402
+
 import pytest  # noqa: E402
 
-from kvlib import BERTbase, CustomDataset, hold_out, load_glue, load_tokenizer  # noqa: E402
+# kvlib is imported where it is needed: the process that hands out the tests needs it nowhere, and it takes 400 MB
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory_is_given_back():
+    """What a module has freed goes back to the system: the two processes would keep a gigabyte each."""
+    yield
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(scope="session")
 def tokenizer():
+    from kvlib import load_tokenizer
+
     return load_tokenizer()
 
 
 @pytest.fixture(scope="session")
 def mrpc():
+    from kvlib import load_glue
+
     return load_glue("mrpc")
 
 
 @pytest.fixture(scope="session")
 def small_splits(mrpc):
     """48 real MRPC rows to train on and 16 held out: enough for a real step, small enough for seconds."""
+    from kvlib import hold_out
+
     return hold_out(mrpc["train"].select(range(64)), fraction=0.25)
 
 
 @pytest.fixture(scope="session")
 def small(small_splits, tokenizer):
     """The rows of `small_splits`, tokenised."""
+    from kvlib import CustomDataset
+
     return tuple(CustomDataset(split, tokenizer, "mrpc") for split in small_splits)
 
 
 @pytest.fixture(scope="session")
 def pretrained():
     """The real pretrained encoder under a new, untrained head. Copy before training it."""
+    from kvlib import BERTbase
+
     return BERTbase.for_task("mrpc").eval()

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -122,11 +123,13 @@ def choices_table():
     teachers = frame.assign(student=frame["teacher"], trial="the teacher").drop_duplicates(["task", "seed"])
     frame = pd.concat([teachers, frame])
     scores = 100 * frame.pivot_table("student", "trial", ["task", "seed"], sort=False)
-    scores = scores.dropna(axis=1)
-    scores["mean", ""] = scores.mean(axis=1)
+    scores["mean", ""] = scores.mean(axis=1, skipna=False)
     rows = ["| stage 2 | " + " | ".join(" ".join(map(str, c)).strip() for c in scores.columns) + " |"]
     rows += ["|" + "---|" * (len(scores.columns) + 1)]
-    rows += [f"| {name} | " + " | ".join(f"{v:.1f}" for v in row) + " |" for name, row in scores.iterrows()]
+    rows += [
+        f"| {name} | " + " | ".join("–" if np.isnan(v) else f"{v:.1f}" for v in row) + " |"
+        for name, row in scores.iterrows()
+    ]
     return "\n".join(rows)
 
 

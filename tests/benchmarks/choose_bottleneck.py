@@ -1,9 +1,9 @@
 """What do the bottleneck's own choices do? One student a task and seed, and many bottlenecks behind it.
 
 ``OMP_NUM_THREADS=1 python tests/benchmarks/choose_bottleneck.py --tasks cola rte --seeds 0 1`` adds one line a
-bottleneck to ``data/results/bottleneck_choices.jsonl`` and leaves out those that stand there; several processes
-may share the file. Students come from, and go to, ``data/runs``. Of two learning rates each bottleneck gets the one
-that is better on held-out training rows; validation rows are reported and choose nothing.
+bottleneck to ``data/results/bottleneck_choices.jsonl`` and leaves out those that stand there; several
+processes may share the file. Students come from, and go to, ``data/runs``. Of two learning rates each bottleneck
+gets the one that is better on held-out training rows; validation rows are reported and choose nothing.
 """
 
 import argparse

@@ -64,7 +64,6 @@ class Logits:
     fresh: bool = False
 
 
-STEPS = {"layers": Layers(3), "layers10": Layers(10)}
 TRIALS: dict[str, tuple[Layers | None, Logits]] = {
     "labels, 3 epochs": (None, Logits(alpha=0.0)),
     "logits and labels, 3 epochs": (None, Logits()),
@@ -225,7 +224,8 @@ def main() -> None:
                         for who, model in (("student", student), ("teacher", experiment.model("teacher")))
                     }
                 record = key | scores | {
-                    "rows": len(experiment.held_out), "layers": layers and asdict(layers), "logits": asdict(logits),
+                    "rows": len(experiment.held_out),
+                    "layers": layers and asdict(layers), "logits": asdict(logits),
                     "layer_loss": getattr(aligned.get(place), "layer_loss", None),
                     "layers_seconds": layers_seconds, "seconds": time.perf_counter() - begun,
                 }  # fmt: skip
