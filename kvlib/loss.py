@@ -70,16 +70,18 @@ def _label_loss(student_logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(student_logits, labels)
 
 
-def layer_loss(student_states: Sequence[Tensor], teacher_states: Sequence[Tensor]) -> Tensor:
+def layer_loss(
+    student_states: Sequence[Tensor], teacher_states: Sequence[Tensor], attention_mask: Tensor
+) -> Tensor:
     r"""Pull the hidden states of a student of m layers to those of a teacher of n, layer by layer.
 
     .. math:: L = \frac{1}{m} \sum_{i=1}^m
               \frac{\operatorname{mean} (s_i - t_j)^2}{\operatorname{var} t_j}, \quad j = \lfloor i n / m \rfloor
 
-    where s and t are the states after each layer, those after the embeddings left out, ``(N, dim)`` of the same
-    real tokens (TinyBERT's uniform layer map, Jiao et al. 2020, section 3; the variance over tokens and dimensions
-    brings all layers to one scale). No gradient reaches the teacher's. Raises ValueError if shapes differ, or if
-    m > n.
+    for each example, then the mean over the batch. s and t are the states after each layer, those after the
+    embeddings left out, ``(B, T, dim)``; mean and variance are over an example's real tokens and their dimensions
+    (TinyBERT's uniform layer map, Jiao et al. 2020, section 3; the variance brings all layers to one scale). No
+    gradient reaches the teacher's. Raises ValueError if shapes differ, or if m > n.
     """
     if len(student_states) > len(teacher_states):
         raise ValueError(f"the student has {len(student_states)} layers, the teacher only {len(teacher_states)}")
@@ -87,7 +89,13 @@ def layer_loss(student_states: Sequence[Tensor], teacher_states: Sequence[Tensor
     for layer, states in enumerate(student_states, start=1):
         theirs = teacher_states[layer * len(teacher_states) // len(student_states) - 1].detach().float()
         _same_shape(states, theirs)
-        losses.append((states.float() - theirs).square().mean() / theirs.var())
+        # the weight of each number in its example's mean, 0 at padding
+        weight = (attention_mask / attention_mask.sum(1, keepdim=True) / theirs.shape[-1]).unsqueeze(
+            -1
+        )  # (B, T, 1)
+        variance = (theirs.square() * weight).sum((1, 2)) - (theirs * weight).sum((1, 2)).square()  # (B,)
+        error = ((states.float() - theirs).square() * weight).sum((1, 2))
+        losses.append((error / variance).mean())
     return torch.stack(losses).mean()
 
 

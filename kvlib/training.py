@@ -224,8 +224,7 @@ class LayerTrainer(FineTuningTrainer):
         with torch.no_grad():
             named = {name: inputs[name] for name in MODEL_INPUTS if name in inputs}
             theirs = self.teacher(**named, output_hidden_states=True).hidden_states
-        real = inputs["attention_mask"].bool()
-        return layer_loss([s[real] for s in outputs.hidden_states[1:]], [t[real] for t in theirs[1:]])
+        return layer_loss(outputs.hidden_states[1:], theirs[1:], inputs["attention_mask"])
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train the layers alone."""

@@ -119,32 +119,39 @@ def by_hand(bottleneck, student, teacher, weight, temperature):
 
 def test_layer_loss_by_hand():
     generator = torch.Generator().manual_seed(0)
-    teacher = [10**layer * torch.randn(5, 8, generator=generator, dtype=torch.float64) for layer in range(6)]
-    # layers of other scales weigh the same: each is off by one of its standard deviations
-    student = [teacher[layer] + teacher[layer].std() for layer in (1, 3, 5)]
-    assert layer_loss(student, teacher).item() == pytest.approx(1, rel=1e-6)
-    assert layer_loss([teacher[1], teacher[3], teacher[5]], teacher).item() == 0
+    teacher = [10**layer * torch.randn(2, 5, 8, generator=generator) for layer in range(6)]
+    mask = torch.tensor([[1, 1, 1, 1, 1], [0, 1, 1, 0, 0]])
+    deviation = [
+        torch.stack([row[real].std(correction=0) for row, real in zip(t, mask.bool(), strict=True)])
+        for t in teacher
+    ]
+    # layers and examples of other scales weigh the same: each is off by one of its standard deviations
+    student = [teacher[layer] + deviation[layer][:, None, None] for layer in (1, 3, 5)]
+    assert layer_loss(student, teacher, mask).item() == pytest.approx(1, rel=1e-5)
+    assert layer_loss([teacher[1], teacher[3], teacher[5]], teacher, mask).item() == 0
     # four of six: after 1, 3, 4 and 6
-    assert layer_loss([teacher[place - 1] for place in (1, 3, 4, 6)], teacher).item() == 0
-    expected = (teacher[1] - teacher[5]).square().mean() / teacher[5].var() / 3
-    assert layer_loss([teacher[1], teacher[3], teacher[1]], teacher).item() == pytest.approx(
-        expected.item(), rel=1e-6
-    )
+    assert layer_loss([teacher[place - 1] for place in (1, 3, 4, 6)], teacher, mask).item() == 0
+    # what stands at padding is nothing to it
+    student[0][1, 0] = 1e3
+    assert layer_loss(student, teacher, mask).item() == pytest.approx(1, rel=1e-5)
+    # a mean over examples, whatever the number of their tokens
+    parts = [layer_loss([s[[row]] for s in student], [t[[row]] for t in teacher], mask[[row]]) for row in (0, 1)]
+    assert layer_loss(student, teacher, mask).item() == pytest.approx(torch.stack(parts).mean().item(), rel=1e-6)
 
 
 def test_a_student_deeper_than_its_teacher_is_refused():
-    states = [torch.zeros(2, 3)] * 3
+    states = [torch.zeros(1, 2, 3)] * 3
     with pytest.raises(ValueError, match="the student has 3 layers, the teacher only 2"):
-        layer_loss(states, states[:2])
+        layer_loss(states, states[:2], torch.ones(1, 2))
 
 
 def test_layer_loss_moves_the_student_and_not_the_teacher():
     student, teacher, _ = states_and_bottleneck(torch.float32)
-    student, teacher = student.requires_grad_(), teacher.requires_grad_()
-    layer_loss([student], [teacher]).backward()
+    student, teacher = student[None].requires_grad_(), teacher[None].requires_grad_()
+    layer_loss([student], [teacher], torch.ones(student.shape[:2])).backward()
     assert teacher.grad is None
     s, t = student.detach(), teacher.detach()
-    torch.testing.assert_close(student.grad, 2 * (s - t) / t.var() / s.numel(), atol=1e-7, rtol=1e-4)
+    torch.testing.assert_close(student.grad, 2 * (s - t) / t.var(correction=0) / s.numel(), atol=1e-7, rtol=1e-4)
 
 
 @pytest.mark.parametrize("options", BOTTLENECKS, ids=lambda options: "-".join(map(str, options.values())) or "-")
@@ -198,7 +205,9 @@ def test_autocast_does_not_change_the_losses_on_hidden_states(options):
     for enabled in (False, True):
         states = student.clone().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            found = alignment_loss(bottleneck, states, teacher, 0.7) + layer_loss([states], [teacher])
+            found = alignment_loss(bottleneck, states, teacher, 0.7) + layer_loss(
+                [states[None]], [teacher[None]], torch.ones(1, len(states))
+            )
         assert found.dtype == torch.float32
         found.backward()
         losses.append((found.detach(), states.grad))
@@ -212,7 +221,7 @@ def test_hidden_states_of_other_tokens_or_widths_are_refused():
     for other in (teacher[:1], teacher[:, :4], teacher[None]):
         # a single row would broadcast without a word
         with pytest.raises(ValueError, match=r"student_states \(6, 8\) and teacher_states \(.* same shape"):
-            layer_loss([student], [other])
+            layer_loss([student], [other], torch.ones(student.shape[:2]))
         with pytest.raises(ValueError, match=r"student_states \(6, 8\) and teacher_states \(.* same shape"):
             alignment_loss(bottleneck, student, other)
 

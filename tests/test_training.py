@@ -279,14 +279,8 @@ def test_layer_by_layer_a_student_comes_to_its_teachers_hidden_states(
         batch = rows.collate([rows[row] for row in range(16)])
         inputs = {name: batch[name] for name in MODEL_INPUTS}
         with torch.no_grad():
-            own, theirs = (
-                [
-                    states[inputs["attention_mask"].bool()]
-                    for states in model(**inputs, output_hidden_states=True)[-1][1:]
-                ]
-                for model in (student, pretrained)
-            )
-        return layer_loss(own, theirs).item()
+            states = [model(**inputs, output_hidden_states=True).hidden_states for model in (student, pretrained)]
+        return layer_loss(states[0][1:], states[1][1:], inputs["attention_mask"]).item()
 
     after = loss()
     # one batch of all held-out rows; the trainer's ran through the same model

@@ -115,7 +115,7 @@ def layer_training(device: torch.device, autocast: torch.autocast) -> Step:
         inputs = batch["input_ids"], batch["attention_mask"]
         with torch.no_grad():
             theirs = above(*inputs, output_hidden_states=True).hidden_states
-        return layer_loss(model(*inputs, output_hidden_states=True).hidden_states[1:], theirs[1:])
+        return layer_loss(model(*inputs, output_hidden_states=True).hidden_states[1:], theirs[1:], inputs[1])
 
     return training(model, loss)
 

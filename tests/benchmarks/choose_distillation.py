@@ -107,11 +107,10 @@ class TrialTrainer(LayerTrainer):
         with torch.no_grad():
             named = {name: inputs[name] for name in MODEL_INPUTS if name in inputs}
             theirs = self.teacher(**named, output_hidden_states=True)
-        real = inputs["attention_mask"].bool()
-        own, states = ([s[real] for s in output.hidden_states[1:]] for output in (outputs, theirs))
-        loss = layer_loss(own, states)
+        own, states, mask = outputs.hidden_states[1:], theirs.hidden_states[1:], inputs["attention_mask"]
+        loss = layer_loss(own, states, mask)
         if self.options.last_twice:
-            loss = (len(own) * loss + layer_loss(own[-1:], states)) / (len(own) + 1)
+            loss = (len(own) * loss + layer_loss(own[-1:], states, mask)) / (len(own) + 1)
         if self.options.logits:
             loss = loss + distillation_loss(outputs.logits, theirs.logits)
         return loss
