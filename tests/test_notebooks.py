@@ -59,7 +59,7 @@ ALLOWED = {
     "06_evaluation: def difference(both, truth):",
     "06_evaluation: from kvlib.evaluation import latency, model_size",
     "06_evaluation: from kvlib.explore import explain",
-    '07_carried_keys: carried = experiment.model("carried-keys")  # trained here, or read from disk',
+    '07_carried_keys: carried, new_keys = (experiment.model(name) for name in ("carried-keys", "new-keys"))',
     '07_carried_keys: models = {"teacher": teacher, "teacher with bottleneck": keyed, "new keys": new_keys, '
     '"carried keys": carried}',
     "07_carried_keys: def with_values_of(donor, model):",
