@@ -85,14 +85,13 @@ def layer_loss(
     """
     if len(student_states) > len(teacher_states):
         raise ValueError(f"the student has {len(student_states)} layers, the teacher only {len(teacher_states)}")
+    # the weight of each number in its example's mean, 0 at padding
+    weight = attention_mask / attention_mask.sum(1, keepdim=True) / teacher_states[0].shape[-1]
+    weight = weight.unsqueeze(-1)  # (B, T, 1)
     losses = []
     for layer, states in enumerate(student_states, start=1):
         theirs = teacher_states[layer * len(teacher_states) // len(student_states) - 1].detach().float()
         _same_shape(states, theirs)
-        # the weight of each number in its example's mean, 0 at padding
-        weight = (attention_mask / attention_mask.sum(1, keepdim=True) / theirs.shape[-1]).unsqueeze(
-            -1
-        )  # (B, T, 1)
         variance = (theirs.square() * weight).sum((1, 2)) - (theirs * weight).sum((1, 2)).square()  # (B,)
         error = ((states.float() - theirs).square() * weight).sum((1, 2))
         losses.append((error / variance).mean())

@@ -171,6 +171,8 @@ class DistillationTrainer(FineTuningTrainer):
         super().__init__(*args, **kwargs)
         self.temperature, self.alpha = temperature, alpha
         self.alignment_weight, self.key_weight = alignment_weight, key_weight
+        if alignment_weight > 0 and bottleneck is None:
+            raise ValueError(f"alignment_weight is {alignment_weight} but there is no bottleneck to align to")
         # a copy: the teacher stays where it is
         self.bottleneck = None if bottleneck is None else copy.deepcopy(bottleneck).to(self.args.device)
         for name, weight, column in (("alpha", alpha, "logits"), ("alignment_weight", alignment_weight, "states")):

@@ -225,10 +225,18 @@ def test_stopped_and_resumed_equals_never_stopped(taught, tmp_path):
     assert weights[0] == weights[1]
 
 
-def test_hidden_states_without_those_of_the_teacher_are_refused(taught, tmp_path):
+def test_alignment_without_what_it_aligns_to_is_refused(taught, aligned, tmp_path):
     train, _, student = taught
-    with pytest.raises(ValueError, match=r"alignment_weight is 0\.5 but the training data has no teacher states"):
+    with pytest.raises(ValueError, match=r"alignment_weight is 0\.5 but there is no bottleneck"):
         DistillationTrainer(model=student, args=arguments(tmp_path), train_dataset=train, alignment_weight=0.5)
+    with pytest.raises(ValueError, match=r"alignment_weight is 0\.5 but the training data has no teacher states"):
+        DistillationTrainer(
+            model=student,
+            args=arguments(tmp_path),
+            train_dataset=train,
+            alignment_weight=0.5,
+            bottleneck=aligned[1].bottleneck,
+        )
 
 
 @pytest.mark.parametrize("key_weight", [0.0, 0.3], ids=lambda weight: f"key_weight {weight}")
