@@ -165,7 +165,9 @@ def predict_packed(
     for rows, output in model_outputs(model, dataset, call, batch_size):
         found.append(output.cpu())
         places += [np.arange(ends[row] - sizes[row], ends[row]) for row in rows]
-    return torch.cat(found)[torch.from_numpy(np.concatenate(places).argsort())]
+    # autocast on a processor cannot join float16
+    with torch.autocast("cpu", enabled=False):
+        return torch.cat(found)[torch.from_numpy(np.concatenate(places).argsort())]
 
 
 def predict_states(model: PreTrainedModel, dataset: CustomDataset, batch_size: int = 64) -> Tensor:

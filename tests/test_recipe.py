@@ -229,10 +229,10 @@ def test_the_real_profiles_bf16_trains_and_scores_under_autocast(two_layers, tmp
     experiment = Experiment("sst2", easy_rows(tmp_path / "glue", 64, 16), profile, runs=tmp_path / "runs")
     handle = torch.nn.modules.module.register_module_forward_hook(note)
     try:
-        student = experiment.model("bottleneck")
+        student, _ = experiment.model("bottleneck"), experiment.model("aligned")
         trained = dict(seen)
         seen.clear()
-        score = experiment.score("bottleneck")
+        score, _ = experiment.score("bottleneck"), experiment.score("linear-probe")
     finally:
         handle.remove()
     assert {kind for is_training, kind in trained if is_training} == {torch.bfloat16}

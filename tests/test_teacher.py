@@ -9,7 +9,7 @@ from kvlib import BERTbase, CustomDataset, fine_tune, predict_logits, pretrained
 from kvlib.cache import fingerprint, tokenizer_fingerprint
 from kvlib.pretrained import minilm_path
 from kvlib.recipe import get_profile
-from kvlib.teacher import cached_logits
+from kvlib.teacher import cached_logits, predict_states
 
 
 def test_minilm_is_the_published_one_and_other_weights_are_refused(monkeypatch):
@@ -97,6 +97,16 @@ def test_predict_logits_is_deterministic_and_keeps_order_and_mode(small, pretrai
     assert torch.equal(logits, predict_logits(teacher, rows, batch_size=7))
     alone = predict_logits(teacher, rows, batch_size=1)
     torch.testing.assert_close(logits, alone, atol=1e-5, rtol=0)  # padding changes the order of float32 sums
+
+
+def test_hidden_states_under_autocast_are_those_without_but_for_their_rounding(small, pretrained):
+    plain = predict_states(pretrained, small[1])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = predict_states(pretrained, small[1])
+    assert found.dtype == torch.float16
+    # bfloat16 keeps 8 bits; 6 layers add up to some of its steps
+    assert (found.float() - plain.float()).abs().mean() < 2**-6 * plain.float().abs().max()
+    assert not torch.equal(found, plain)
 
 
 def test_segments_reach_the_teacher(small, pretrained):
