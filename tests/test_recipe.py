@@ -242,6 +242,14 @@ def test_the_real_profiles_bf16_trains_and_scores_under_autocast(two_layers, tmp
     assert score["accuracy"] > 0.8
 
 
+def test_under_bf16_a_stage_that_is_only_scored_is_trained_as_any_other(two_layers, tmp_path):
+    source, profile = easy_rows(tmp_path / "glue", 64, 16), tiny_profile(two_layers, bf16=True, max_length=16)
+    experiments = [Experiment("sst2", source, profile, runs=tmp_path / name) for name in ("scored", "trained")]
+    experiments[0].score("fine-tuned")
+    found, expected = (fingerprint(experiment.model("fine-tuned")) for experiment in experiments)
+    assert found == expected
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

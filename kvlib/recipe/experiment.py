@@ -231,10 +231,12 @@ class Experiment:
             return majority_predictions(self.train.labels, self.task, len(dataset))
         if system == "tfidf":
             return tfidf_predictions(self.train_split, self.data[split], self.task)
+        # made before: training inside another autocast would see the weights that it has cached, and learn nothing
+        model = self.start("fine-tuned") if system == "linear-probe" else self.model(system)
         with self.precision():
             if system == "linear-probe":
-                return probe_predictions(self.start("fine-tuned"), self.train, dataset)
-            return predict_logits(self.model(system), dataset).numpy()
+                return probe_predictions(model, self.train, dataset)
+            return predict_logits(model, dataset).numpy()
 
     def _refuse_weak_teacher(self, teacher: BERTbase) -> None:
         metric = self.task.metrics[0]
