@@ -10,7 +10,7 @@ from kvlib.data import CustomDataset, Task, get_task
 
 
 def changed_copy(split: Dataset, task: str | Task, seed: int | Sequence[int] = 0) -> Dataset:
-    """Return as many rows again: every seventh word another of the split's, half of all pairs paired anew.
+    """Return as many rows again: a seventh of the words others of the split's, half of the pairs paired anew.
 
     Words are drawn as often as they occur in `split`. All labels are hidden (-1).
     """

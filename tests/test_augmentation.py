@@ -12,7 +12,7 @@ def rows(mrpc):
     return mrpc["train"].select(range(300))
 
 
-def test_every_seventh_word_is_exchanged_for_one_of_the_splits(rows):
+def test_a_seventh_of_the_words_is_exchanged_for_one_of_the_splits(rows):
     copy = changed_copy(rows, "mrpc")
     # first sentences stay where they are, only their words change
     before, after = ([text.split() for text in split["sentence1"][:]] for split in (rows, copy))

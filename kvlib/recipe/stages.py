@@ -29,7 +29,7 @@ class Stage:
     source : str, optional
         The stage whose model it starts from; by default pretrained weights.
     teacher : str, optional
-        The stage whose logits it learns from; by default it learns from the labels alone.
+        The stage whose logits or hidden states it learns from; by default it learns from the labels alone.
     trains_on : {"tokens", "fresh text", "key indices"}
         Tokens, through the encoder; with fresh text among them, on the teacher's hidden states; or the key
         indices of a frozen encoder.
