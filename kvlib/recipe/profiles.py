@@ -94,7 +94,7 @@ PROFILES = {
     for profile in (
         _QUICK,
         # quick's models at the length and the precision for thousands of real sentences on a processor
-        replace(_QUICK, name="real", batch_size=32, layer_epochs=10, student_epochs=3, bf16=True),
+        replace(_QUICK, name="real", batch_size=32, layer_epochs=5, student_epochs=3, bf16=True),
         Profile(
             name="base",
             source="hub",
@@ -104,7 +104,7 @@ PROFILES = {
             max_length=128,
             batch_size=32,
             teacher_epochs=3,
-            layer_epochs=10,
+            layer_epochs=5,
             student_epochs=3,
             bottleneck_epochs=10,
             teacher_learning_rate=2e-5,
