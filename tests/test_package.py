@@ -48,7 +48,7 @@ def wheel(tmp_path_factory):
     assert PROJECT["build-system"]["requires"] == [BUILD_TOOL]
     folder = tmp_path_factory.mktemp("wheel")
     ignored = shutil.ignore_patterns("__pycache__", "runs")
-    for name in ("kvlib", "notebooks/workbook", "data/mini_glue"):
+    for name in ("kvlib", "notebooks/workbook", "data/mini_glue", "data/mini_topics"):
         shutil.copytree(ROOT / name, folder / "source" / name, ignore=ignored)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder / "source")
@@ -82,6 +82,7 @@ def test_wheel_holds_code_data_and_settings(wheel):
         ("kvlib", "kvlib"),
         ("notebooks/workbook", "workbook"),
         ("data/mini_glue", "kvlib/mini_glue"),
+        ("data/mini_topics", "kvlib/mini_topics"),
     ):
         for path in (ROOT / folder).rglob("*"):
             if path.suffix in (".py", ".tsv", ".yaml"):
