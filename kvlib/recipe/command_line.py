@@ -16,6 +16,7 @@ from transformers.utils import logging
 from kvlib.data import get_task
 from kvlib.machine import process_state
 from kvlib.own_data import describe_data, load_task
+from kvlib.recipe.continual import STREAMS, continual_table, gather_continual, read_continual
 from kvlib.recipe.distillation import check_output, run_recipe
 from kvlib.recipe.evidence import evidence_table, gather_evidence, grid_settings, read_evidence, read_grid
 from kvlib.recipe.experiment import Experiment, WeakTeacherError, check_seed
@@ -35,6 +36,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     _add_distil(commands)
     _add_evidence(commands)
     _add_submit(commands)
+    _add_continual(commands)
     arguments = parser.parse_args(argv)
     try:
         _CHECKS[arguments.command](arguments)
@@ -187,7 +189,61 @@ def _check_submit(arguments: argparse.Namespace) -> None:
     arguments.ready = check_submission(arguments.students, source)
 
 
-_CHECKS = {"distil": _check_distil, "evidence": _check_evidence, "submit": _check_submit}
+def _add_continual(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    command = commands.add_parser(
+        "continual",
+        help="learn class after class, task after task",
+        description="Show every learner streams of classes and of tasks, one after another, and write what each "
+        "still knows. Runs that stand in the file are left out; processes that divide streams may share it.",
+    )
+    option = command.add_argument
+    option("--output", required=True, metavar="FILE", help="JSON file of the records")
+    names = (*STREAMS, "glue")
+    option("--streams", nargs="+", metavar="STREAM", help=f"{', '.join(names)} (default: all, or --data alone)")
+    option("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], metavar="N", help="default: 0 1 2 3 4")
+    option("--data", metavar="FILE", help="a stream of the classes of your own file, two by two")
+    option("--text", metavar="COLUMN", help="the column of --data with the text")
+    option("--label", metavar="COLUMN", help="the column with the class")
+    option("--runs", metavar="DIR", help="folder of the teachers of GLUE's tasks (default: data/runs)")
+
+
+def _check_continual(arguments: argparse.Namespace) -> None:
+    for seed in arguments.seeds:
+        check_seed(seed)
+    if unknown := [name for name in arguments.streams or () if name not in (*STREAMS, "glue")]:
+        raise ValueError(f"unknown stream {unknown[0]!r}: choose of {', '.join((*STREAMS, 'glue'))}")
+    arguments.own = None
+    if arguments.data:
+        if not (arguments.text and arguments.label):
+            raise ValueError("--data needs --text and --label, the names of two columns")
+        arguments.own = load_task(arguments.data, arguments.text, arguments.label, regression=False)
+        arguments.streams = [*(arguments.streams or ()), arguments.own[0].name]
+    elif arguments.text or arguments.label:
+        raise ValueError("--text and --label do nothing without --data")
+    arguments.streams = arguments.streams or [*STREAMS, "glue"]
+    read_continual(arguments.output)
+
+
+def run_continual(arguments: argparse.Namespace) -> int:
+    """Run the grid; print a line a run and, at the end, a table a stream."""
+    disable_progress_bars()
+    logging.disable_progress_bar()
+    names = ("output", "streams", "seeds", "runs", "own")
+    gather_continual(
+        **{name: getattr(arguments, name) for name in names},
+        tell=lambda record: print(f"{record['stream']} {record['learner']} seed {record['seed']}", flush=True),
+    )
+    for stream in arguments.streams:
+        _show(f"\n{stream}\n{continual_table(arguments.output, stream).round(1).to_string()}")
+    return 0
+
+
+_CHECKS = {
+    "distil": _check_distil,
+    "evidence": _check_evidence,
+    "submit": _check_submit,
+    "continual": _check_continual,
+}
 
 
 def run_submit(arguments: argparse.Namespace) -> int:
@@ -220,9 +276,7 @@ def main(argv: list[str] | None = None) -> int:
         arguments = _arguments(argv)
         logging.set_verbosity_error()
         try:
-            return {"distil": run_distil, "evidence": run_evidence, "submit": run_submit}[arguments.command](
-                arguments
-            )
+            return _RUNS[arguments.command](arguments)
         except (WeakTeacherError, ValueError, FloatingPointError, MemoryError, OSError) as error:
             _complain(" ".join(str(error).split()))
             return 1
@@ -291,3 +345,6 @@ def _tell(record: dict) -> None:
     scores = record["metrics"] or {"refused": np.nan}
     shown = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
     print(f"{record['task']} {record['system']} seed {record['seed']}: {shown}", flush=True)
+
+
+_RUNS = {"distil": run_distil, "evidence": run_evidence, "submit": run_submit, "continual": run_continual}
