@@ -188,6 +188,39 @@ def test_stage_three_moves_selected_values_only(taught, tmp_path):
     assert history["train_loss"].iloc[-1] < history["train_loss"].iloc[0]
 
 
+@pytest.mark.parametrize("lazy", [False, True])
+def test_lazy_stage_three_moves_in_each_step_only_what_its_batch_selected(lazy, taught, tmp_path):
+    train, _, student = taught
+    model = student.discretize(train, num_codebooks=16, codebook_size=8)
+    drifted = []
+
+    class Recorder(DistillationTrainer):
+        def training_step(self, model, inputs, *arguments, **options):
+            self.batch, self.before = inputs["key_indices"].clone(), model.bottleneck.values.detach().clone()
+            return super().training_step(model, inputs, *arguments, **options)
+
+    class Compare(TrainerCallback):
+        def on_step_end(self, args, state, control, model, **options):
+            selected = model.bottleneck.hits(trainer.batch) > 0
+            moved = (model.bottleneck.values != trainer.before).any(-1)
+            drifted.append(int((moved & ~selected).sum()))
+
+    indexed = KeyIndexDataset(model, train)
+    settings = {"learning_rate": 0.05, "num_train_epochs": 2, "train_sampling_strategy": "random"}
+    trainer = Recorder(
+        model=model,
+        args=arguments(tmp_path, **settings),
+        train_dataset=indexed,
+        data_collator=indexed.collate,
+        callbacks=[Compare()],
+        lazy=lazy,
+    )
+    trainer.train()
+    assert model.bottleneck.values.any()
+    # AdamW's momentum moves what an earlier batch selected
+    assert (sum(drifted) == 0) == lazy
+
+
 def test_values_are_exempt_from_weight_decay(taught, tmp_path):
     train, _, student = taught
     model = student.discretize(train, num_codebooks=16, codebook_size=8, decoder="linear")
