@@ -1,6 +1,6 @@
 """Solved notebooks in a real JupyterLab, the explorer by keyboard alone; pictures in data/runs/screenshots.
 
-The two notebooks with an explorer run whole, of the others only the exercises: strict comparison runs the rest.
+The notebooks with an explorer run whole, of the others only the exercises: strict comparison runs the rest.
 """
 
 import re
@@ -19,6 +19,8 @@ if browser.CHROMIUM is None:
 
 SCREENSHOTS = runs_folder() / "screenshots"
 TRAINED = {"03_bottleneck": False, "06_evaluation": True}  # notebooks with an explorer: are its values trained?
+SUPPRESSOR = "08_continual_learning"
+WHOLE = {*TRAINED, SUPPRESSOR}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ def lab(tmp_path_factory):
     notebooks.mkdir(parents=True)
     (folder / "course" / "data").symlink_to(FOLDER.parent / "data")
     for path in PATHS:
-        nbformat.write(solved(path, whole=path.stem in TRAINED), notebooks / path.name)
+        nbformat.write(solved(path, whole=path.stem in WHOLE), notebooks / path.name)
     with browser.jupyter_lab(folder / "server", notebooks) as found:
         yield found
 
@@ -57,7 +59,7 @@ def page(chromium):
 def test_run_all_in_jupyterlab(lab, page, path):
     browser.open_notebook(page, lab, path.name)
     browser.run_all(page)
-    cells = [cell for cell in solved(path, whole=path.stem in TRAINED).cells if cell.cell_type == "code"]
+    cells = [cell for cell in solved(path, whole=path.stem in WHOLE).cells if cell.cell_type == "code"]
     found = browser.outputs(page)
     assert len(found) == len(cells)
     assert_all_pass([outputs for cell, outputs in zip(cells, found, strict=True) if cell.id.endswith("-check")])
@@ -65,7 +67,7 @@ def test_run_all_in_jupyterlab(lab, page, path):
     for output in found:
         assert output["output_type"] != "error", output
         assert output.get("name") != "stderr", output
-    if path.stem in TRAINED:
+    if path.stem in WHOLE:
         stored = [output for cell in read(path).cells for output in cell.get("outputs", [])]
         plots = count_plots(found)
         assert plots == count_plots(stored) >= 2
@@ -74,6 +76,8 @@ def test_run_all_in_jupyterlab(lab, page, path):
     browser.screenshots(page, SCREENSHOTS, path.stem)
     if path.stem in TRAINED:
         explore_by_keyboard(page, TRAINED[path.stem], path.stem)
+    if path.stem == SUPPRESSOR:
+        suppress_by_keyboard(page, path.stem)
     assert page.errors == []
     assert page.asked <= {"http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:"}, page.asked
     browser.shut_down(page)
@@ -133,6 +137,25 @@ def explore_by_keyboard(page, trained, name):
     page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
     page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
     explorer.screenshot(path=SCREENSHOTS / f"{name}-explorer-dark.png")
+
+
+def suppress_by_keyboard(page, name):
+    """Choose the first class in the menu and read the confusions before and after: with no mouse."""
+    menu = page.get_by_role("combobox", name="Suppress")
+    suppressor = page.locator(".widget-vbox").filter(has=menu)
+    table = suppressor.get_by_role("table")
+    menu.focus()
+    before = numbers(table)
+    page.keyboard.press("ArrowDown")
+    suppressor.get_by_text(re.compile(r"suppressed: [\d,]+ of 8,192 pairs switched off")).wait_for()
+    after = numbers(table)
+    # columns: no answer, then the classes; most of its rows were right, and now hardly one is
+    assert before[0][1] > 15 > 3 > after[0][1]
+    assert [sum(row) for row in after] == [sum(row) for row in before] == [30] * 10
+    suppressor.screenshot(path=SCREENSHOTS / f"{name}-suppressor.png")
+    page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+    page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
+    suppressor.screenshot(path=SCREENSHOTS / f"{name}-suppressor-dark.png")
 
 
 def numbers(table):

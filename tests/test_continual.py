@@ -1,10 +1,13 @@
 """Learning one task after another: learners, measures, streams, suppression and the command."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from shared_stages import shared_recipe
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.neighbors import NearestCentroid
 
@@ -24,7 +27,7 @@ from kvlib.continual import (
     run_stream,
     selected_pairs,
 )
-from kvlib.recipe.continual import continual_table
+from kvlib.recipe.continual import continual_table, distil_in_turn
 from kvlib.recipe.streams import digits, learners, toy
 from kvlib.suppression import most_used, pairs_to_suppress, switched_off
 from kvlib.training import LazyAdam
@@ -33,6 +36,9 @@ from kvlib.training import LazyAdam
 @pytest.fixture(scope="module")
 def digit_stream():
     return digits(0)
+
+
+CAPSTONE = str(Path(__file__).resolve().parents[1] / "data" / "capstone" / "messages.tsv")
 
 
 def probe(stream, rate=0.01, **options):
@@ -200,6 +206,25 @@ def test_suppression_forgets_the_class_on_training_rows_and_hides_nothing_more_t
     assert (learner.predict(own) == wanted).double().mean() > 0.8
 
 
+def test_a_student_distilled_in_turn_keeps_the_values_of_earlier_tasks(tmp_path_factory):
+    recipe = shared_recipe(tmp_path_factory)
+    profile = replace(recipe.profile, bottleneck_epochs=8)
+    first, second = (recipe.experiment(profile=profile) for _ in range(2))
+    second.task = replace(second.task, name="once more")
+    found = distil_in_turn([first, second], 0)
+    for name in ("values, pretrained encoder", "values, first encoder"):
+        matrix = np.array(found[name]["matrix"])
+        # each task has logits of its own: the later one moves none of the first's
+        assert matrix[0, 0] == matrix[1, 0]
+        assert matrix[1, 1] > 0.6
+    in_turn, at_once = (
+        np.array(found[f"encoder, {how}"]["matrix"]) for how in ("task after task", "all tasks at once")
+    )
+    assert in_turn[1, 1] > 0.6
+    assert (at_once[0] == at_once[1]).all()
+    assert found["encoder, task after task"]["teachers"]["sst2"] > 0.6
+
+
 def test_the_command_goes_on_where_it_was_stopped(tmp_path, capsys, monkeypatch):
     # in hindsight, two other rates will do
     monkeypatch.setattr("kvlib.recipe.streams.LEARNING_RATES", (1e-3, 1.0))
@@ -227,6 +252,10 @@ def test_the_command_refuses_what_it_does_not_know(tmp_path, capsys):
         (["--output", str(tmp_path / "x.json"), "--streams", "nothing"], "unknown stream 'nothing'"),
         (["--output", str(file)], "is no file of results"),
         (["--output", str(tmp_path / "x.json"), "--data", "mine.tsv"], "--data needs --text and --label"),
+        (
+            ["--output", str(tmp_path / "x.json"), "--data", CAPSTONE, "--text", "sentence", "--label", "label"],
+            "has 2 classes, expected at least 4",
+        ),
     ):
         with pytest.raises(SystemExit) as stopped:
             main(["continual", *options])

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from transformers import get_linear_schedule_with_warmup
 
 import kvlib
+from kvlib.continual import MEASURES
 from kvlib.evaluation import bootstrap_interval
 from kvlib.loss import alignment_loss
 from kvlib.student import pool_real_tokens
@@ -28,6 +29,7 @@ NAMES = [
     "05_training",
     "06_evaluation",
     "07_carried_keys",
+    "08_continual_learning",
     "09_capstone",
 ]
 PAIR = (
@@ -63,6 +65,10 @@ ALLOWED = {
     '07_carried_keys: models = {"teacher": teacher, "teacher with bottleneck": keyed, "new keys": new_keys, '
     '"carried keys": carried}',
     "07_carried_keys: def with_values_of(donor, model):",
+    "08_continual_learning: from kvlib import Experiment",
+    '08_continual_learning: report = pd.DataFrame(table, columns=["way", "steps", "numbers moved", "of", '
+    '"answers flipped"]).set_index("way")',
+    "08_continual_learning: from kvlib.continual import bottleneck_learner, fitted_bottleneck",
     '03_bottleneck: closest = pd.concat({"first": first_keys, "paraphrase": second_keys}, names=["sentence"])',
     "06_evaluation: from kvlib.explore import edit",
     "09_capstone: from kvlib.evaluation import model_size",
@@ -335,3 +341,9 @@ def test_typed_alignment_is_the_librarys(weight, temperature):
     one, two = bottleneck.quantize(states), bottleneck.quantize(other)
     found = typed("07_carried_keys", "key_agreement_by_hand")(one, two)
     assert torch.equal(found, (one == two).double().mean(0))
+
+
+def test_typed_measures_are_the_librarys():
+    accuracies = torch.rand(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for name, found in typed("08_continual_learning", "measures_by_hand")(accuracies).items():
+        assert found == pytest.approx(MEASURES[name](accuracies.numpy()))

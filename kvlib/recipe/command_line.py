@@ -16,7 +16,7 @@ from transformers.utils import logging
 from kvlib.data import get_task
 from kvlib.machine import process_state
 from kvlib.own_data import describe_data, load_task
-from kvlib.recipe.continual import STREAMS, continual_table, gather_continual, read_continual
+from kvlib.recipe.continual import STREAMS, continual_summary, gather_continual, read_continual
 from kvlib.recipe.distillation import check_output, run_recipe
 from kvlib.recipe.evidence import evidence_table, gather_evidence, grid_settings, read_evidence, read_grid
 from kvlib.recipe.experiment import Experiment, WeakTeacherError, check_seed
@@ -217,6 +217,11 @@ def _check_continual(arguments: argparse.Namespace) -> None:
         if not (arguments.text and arguments.label):
             raise ValueError("--data needs --text and --label, the names of two columns")
         arguments.own = load_task(arguments.data, arguments.text, arguments.label, regression=False)
+        if arguments.own[0].num_labels < 4:
+            raise ValueError(
+                f"{arguments.data} has {arguments.own[0].num_labels} classes, expected at least 4: a stream shows "
+                "two a task, and of one task nothing can be forgotten"
+            )
         arguments.streams = [*(arguments.streams or ()), arguments.own[0].name]
     elif arguments.text or arguments.label:
         raise ValueError("--text and --label do nothing without --data")
@@ -234,7 +239,7 @@ def run_continual(arguments: argparse.Namespace) -> int:
         tell=lambda record: print(f"{record['stream']} {record['learner']} seed {record['seed']}", flush=True),
     )
     for stream in arguments.streams:
-        _show(f"\n{stream}\n{continual_table(arguments.output, stream).round(1).to_string()}")
+        _show(f"\n{stream}\n{continual_summary(arguments.output, stream).to_string()}")
     return 0
 
 

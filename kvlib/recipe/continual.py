@@ -135,14 +135,51 @@ def _add(output: Path, record: dict[str, Any]) -> None:
 def continual_table(path: str | Path, stream: str) -> pd.DataFrame:
     """Return mean and standard deviation over seeds of every measure, × 100: one row a learner of a stream.
 
-    Columns are pairs of a measure of `MEASURES` and ``mean`` or ``std``.
+    Columns are pairs of a name and ``mean`` or ``std``: the `MEASURES`; ``at the best rate``, the final accuracy
+    with the one learning rate that is best in hindsight; ``seconds a task``; ``MB kept`` from task to task. Raises
+    ValueError if the file has no such stream.
     """
-    found = [run for run in read_continual(path) if run["stream"] == stream and "matrix" in run]
-    rows = [
-        {"learner": run["learner"]} | {name: 100 * of(np.array(run["matrix"])) for name, of in MEASURES.items()}
-        for run in found
-    ]
-    return pd.DataFrame(rows).groupby("learner", sort=False).agg(["mean", "std"])
+    rows, by_rate = [], []
+    for run in read_continual(path):
+        if run["stream"] == stream and "matrix" in run:
+            row = {"learner": run["learner"]}
+            row |= {name: 100 * measure(np.array(run["matrix"])) for name, measure in MEASURES.items()}
+            if "seconds" in run:
+                row |= {"seconds a task": np.mean(run["seconds"]), "MB kept": run["kept_mb"]}
+                by_rate += [(run["learner"], rate, 100 * a) for rate, a in run["final_accuracy_by_rate"].items()]
+            rows.append(row)
+    if not rows:
+        raise ValueError(f"{path} has no runs of the stream {stream}")
+    table = pd.DataFrame(rows).groupby("learner", sort=False).agg(["mean", "std"])
+    if by_rate:
+        rates = pd.DataFrame(by_rate, columns=["learner", "rate", "accuracy"]).groupby(["learner", "rate"])
+        rates = rates["accuracy"].agg(["mean", "std"])
+        best = rates.loc[rates["mean"].groupby("learner").idxmax()].droplevel("rate")
+        for part in ("mean", "std"):
+            table["at the best rate", part] = best[part]
+    return table
+
+
+def continual_summary(path: str | Path, stream: str) -> pd.DataFrame:
+    """Return `continual_table` to read: mean ± standard deviation, a dash where there is nothing to say."""
+    table = continual_table(path, stream)
+    names = ["final accuracy", "at the best rate", *list(MEASURES)[1:], "seconds a task", "MB kept"]
+    shown = {}
+    for name in names:
+        if name in table.columns.get_level_values(0):
+            digits = 2 if name in ("seconds a task", "MB kept") else 1
+            spread = table[name, "std"] if digits == 1 else table[name, "std"] * np.nan
+            shown[name] = [
+                _shown(mean, std, digits) for mean, std in zip(table[name, "mean"], spread, strict=True)
+            ]
+    return pd.DataFrame(shown, index=table.index)
+
+
+def _shown(mean: float, std: float, digits: int) -> str:
+    if np.isnan(mean):
+        return "–"
+    # one seed has no spread
+    return f"{mean:.{digits}f}" if np.isnan(std) else f"{mean:.{digits}f} ± {std:.{digits}f}"
 
 
 def suppression(setting: Setting, seed: int) -> dict[str, Any]:
@@ -285,21 +322,15 @@ def _membership(model: nn.Module, members: Tensor, strangers: Tensor, wanted: in
 
 
 def _glue_jobs(seed: int, runs: str | Path | None) -> Jobs:
-    """Distil teachers of mini GLUE's tasks one after another, in an order drawn by seed, or all at once."""
     order = [GLUE_TASKS[place] for place in np.random.default_rng(seed).permutation(len(GLUE_TASKS))]
     found: dict[str, dict[str, Any]] = {}
 
     def run(name: str) -> dict[str, Any]:
         if not found:
-            found.update(_distil_in_turn(order, seed, runs))
+            found.update(distil_in_turn([Experiment(task, "mini", "quick", runs=runs) for task in order], seed))
         return found[name]
 
-    for name in (
-        "encoder, task after task",
-        "encoder, all tasks at once",
-        "values, first encoder",
-        "values, pretrained encoder",
-    ):
+    for name in _GLUE_STUDENTS:
         yield name, partial(run, name)
 
 
@@ -316,15 +347,19 @@ class _Student(nn.Module):
         return self.head(pool_real_tokens(states, mask))
 
 
-def _distil_in_turn(order: list[str], seed: int, runs: str | Path | None) -> dict[str, dict[str, Any]]:
-    """Return the records of four students of the same teachers; R is accuracy with the task's own logits."""
-    tasks = {name: Experiment(name, "mini", "quick", runs=runs) for name in order}
-    ends = np.cumsum([experiment.task.num_labels for experiment in tasks.values()])
-    blocks = {
-        name: slice(int(end) - tasks[name].task.num_labels, int(end))
-        for name, end in zip(order, ends, strict=True)
-    }
-    profile, total = tasks[order[0]].profile, int(ends[-1])
+def distil_in_turn(experiments: Sequence[Experiment], seed: int) -> dict[str, dict[str, Any]]:
+    """Distil the teachers of several tasks into one student: one after another, or all at once.
+
+    Returns a record for each of four students. Two train the encoder, under one linear head with logits for each
+    task. Two leave it frozen and train values for each task, behind keys fitted on the first one's texts: the
+    pretrained encoder, and that of the student after the first task. R is the accuracy on validation rows with the
+    task's own logits.
+    """
+    tasks = {experiment.task.name: experiment for experiment in experiments}
+    order, profile, total, blocks = list(tasks), experiments[0].profile, 0, {}
+    for name in order:
+        blocks[name] = slice(total, total + tasks[name].task.num_labels)
+        total += tasks[name].task.num_labels
     torch.manual_seed(seed)
     encoder = DistilBERTwithBottleNeck.from_teacher(tasks[order[0]].start("teacher")).cpu().eval()
     student = _Student(encoder, total)

@@ -31,7 +31,7 @@ from kvlib.training import KeyIndexDataset
 _OFF = -1  # in the menu of values
 _HEADINGS = {"runner_up_gap": "runner-up_further by"}
 # the theme's own colours, so that light and dark both work; side and sign of a bar say what its colour says
-_STYLE = """
+STYLE = """
 .kv-table {border-collapse: collapse; font-size: var(--jp-ui-font-size1, 13px); line-height: 1.4; margin: 0;
   color: var(--jp-content-font-color1, inherit)}
 .kv-table caption {text-align: left; font-weight: 600; padding: 8px 0 4px; caption-side: top}
@@ -53,7 +53,7 @@ _STYLE = """
 """
 # JupyterLab takes arrow keys and letters on menus and sliders for its own shortcuts (the next cell, delete) unless
 # the focused element refuses; and a slider's handle does not bear the name that stands beside it
-_KEYBOARD = """this.closest('.widget-vbox').addEventListener('focusin', ({target}) => {
+KEYBOARD = """this.closest('.widget-vbox').addEventListener('focusin', ({target}) => {
   if (!target.matches(':read-write')) target.setAttribute('data-lm-suppress-shortcuts', '');
   if (target.matches('[role=slider]'))
     target.setAttribute('aria-label', target.closest('.widget-slider').querySelector('label').textContent);
@@ -124,7 +124,7 @@ class Explorer:
         self._views = (self._says, self._logits, self._tokens, self._codebooks, self._similar)
         row = widgets.Layout(flex_flow="row wrap", width="100%")
         pushes = widgets.HBox([self._tokens, self._codebooks], layout=row)
-        style = widgets.HTML(f'<style onload="{_KEYBOARD}">{_STYLE}</style>')
+        style = widgets.HTML(f'<style onload="{KEYBOARD}">{STYLE}</style>')
         inputs = [style, self.text, self.text_pair, self._says, self._logits, *self._controls]
         self.view = widgets.VBox([*inputs, pushes, self._similar])
         self._clear("Type a sentence and press Enter.")

@@ -1,6 +1,6 @@
 """The course's plots: one look, each function one kind of picture; titles state the finding."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -241,6 +241,39 @@ def plot_cells(points: np.ndarray, keys: np.ndarray, title: str, ax: Axes | None
     ax.set_xlim(low[0] - margin[0], high[0] + margin[0])
     ax.set_ylim(low[1] - margin[1], high[1] + margin[1])
     ax.legend(fontsize=9, loc="upper right", framealpha=0.8)
+    return ax
+
+
+def plot_regions(
+    predict: Callable[[np.ndarray], np.ndarray], points: np.ndarray, labels: np.ndarray, title: str, ax: Axes
+) -> Axes:
+    """Draw how a classifier parts the unit square, and labelled points with their class numbers.
+
+    Parameters
+    ----------
+    predict : callable
+        From points ``(N, 2)`` to class numbers ``(N,)``.
+    points, labels : numpy.ndarray
+        ``(N, 2)`` and ``(N,)``; each class's number is written at its mean.
+    title : str
+        Above the picture.
+    ax : matplotlib.axes.Axes
+        Where to draw.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+    """
+    ax = _axes(title, "", "", ax)
+    side = np.linspace(0, 1, 60)
+    grid = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
+    regions = predict(grid).reshape(60, 60)
+    ax.imshow(regions, origin="lower", extent=(0, 1, 0, 1), cmap="tab10", vmin=0, vmax=9, alpha=0.45)
+    ax.scatter(*points.T, s=3, color="black", alpha=0.4, linewidths=0)
+    for label in np.unique(labels):
+        ax.annotate(str(label), points[labels == label].mean(0), fontsize=10, weight="bold", ha="center")
+    ax.set_xticks([])
+    ax.set_yticks([])
     return ax
 
 
