@@ -9,11 +9,13 @@ import pytest
 
 from kvlib import TASKS
 from kvlib.recipe import BASELINES, COMPARED, SYSTEMS
+from kvlib.recipe.continual import continual_summary, read_continual, suppression_summary
 from kvlib.recipe.evidence import evidence_table, kept_above, kept_share, read_evidence
 
 ROOT = Path(__file__).resolve().parents[1]
 GLUE = ROOT / "data" / "results" / "glue.json"
 STAGES_OF_DISTIL = ("teacher", "fine-tuned", "distilbert", "bottleneck")
+CONTINUAL = ROOT / "data" / "results" / "continual.json"
 # those of the three stages
 MAIN_SYSTEMS = ("majority", "tfidf", *STAGES_OF_DISTIL)
 
@@ -155,6 +157,39 @@ def minutes_table():
     return "\n".join(rows)
 
 
+def markdown_of(table, head):
+    return markdown(table).replace("| system |", f"| {head} |", 1)
+
+
+def continual_topics():
+    """The learners of the topics stream, without bottlenecks of other sizes."""
+    table = continual_summary(CONTINUAL, "topics")
+    columns = ["final accuracy", "at the best rate", "forgetting", "plasticity", "seconds a task", "MB kept"]
+    return markdown_of(
+        table.loc[[not name.startswith("bottleneck, C") for name in table.index], columns], "learner"
+    )
+
+
+def continual_digits():
+    return markdown_of(continual_summary(CONTINUAL, "digits"), "learner")
+
+
+def continual_toy():
+    return markdown_of(continual_summary(CONTINUAL, "toy"), "learner")
+
+
+def continual_whole_topics():
+    return markdown_of(continual_summary(CONTINUAL, "topics"), "learner")
+
+
+def continual_glue():
+    return markdown_of(continual_summary(CONTINUAL, "glue"), "student")
+
+
+def suppression_table():
+    return markdown_of(suppression_summary(CONTINUAL), "way")
+
+
 @pytest.mark.parametrize(
     ("page", "table"),
     [
@@ -165,6 +200,12 @@ def minutes_table():
         ("data/results/README.md", keys_table),
         ("data/results/README.md", choices_table),
         ("data/results/README.md", mini_table),
+        ("README.md", continual_topics),
+        ("data/results/README.md", continual_toy),
+        ("data/results/README.md", continual_digits),
+        ("data/results/README.md", continual_whole_topics),
+        ("data/results/README.md", continual_glue),
+        ("data/results/README.md", suppression_table),
         ("data/README.md", difficulty_table),
         ("tests/benchmarks/README.md", minutes_table),
     ],
@@ -181,6 +222,14 @@ def test_the_grid_is_whole():
     systems = {system for _, system, _ in found}
     assert systems >= {*BASELINES, "teacher", *COMPARED}
     assert found == {(task, system, seed) for task in tasks for system in systems for seed in seeds}
+
+
+def test_the_streams_are_whole():
+    runs = read_continual(CONTINUAL)
+    for stream, seeds in (("toy", 5), ("digits", 5), ("topics", 5), ("glue", 3)):
+        found = [(run["learner"], run["seed"]) for run in runs if run["stream"] == stream]
+        learners = {learner for learner, _ in found}
+        assert sorted(found) == sorted((learner, seed) for learner in learners for seed in range(seeds)), stream
 
 
 def test_kept_above_by_hand():

@@ -35,6 +35,8 @@ CORE = (
     "kvlib.training",
     "kvlib.evaluation",
     "kvlib.explore",
+    "kvlib.continual",
+    "kvlib.suppression",
 )
 ORDER = (
     *CORE,
@@ -45,6 +47,8 @@ ORDER = (
     "kvlib.recipe.distillation",
     "kvlib.recipe.evidence",
     "kvlib.recipe.submission",
+    "kvlib.recipe.streams",
+    "kvlib.recipe.continual",
     "kvlib.recipe.command_line",
     "kvlib.recipe",
     "kvlib",

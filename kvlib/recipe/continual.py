@@ -182,6 +182,21 @@ def _shown(mean: float, std: float, digits: int) -> str:
     return f"{mean:.{digits}f}" if np.isnan(std) else f"{mean:.{digits}f} ± {std:.{digits}f}"
 
 
+def suppression_summary(path: str | Path) -> pd.DataFrame:
+    """Return what each way of suppressing a class does, mean ± standard deviation over all classes and seeds."""
+    found = [one for run in read_continual(path) if run["learner"] == "suppression" for one in run["classes"]]
+    rows = {}
+    for way in found[0]["ways"]:
+        frame = pd.DataFrame([one["ways"][way] for one in found])
+        frame[["forgotten", "others"]] *= 100
+        rows[way] = [
+            *(_shown(frame[name].mean(), frame[name].std(), 1) for name in ("forgotten", "others")),
+            f"{frame['pairs'].mean():,.0f}",
+            f"{frame['seconds'].mean():.2f}",
+        ]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["forgotten class", "others", "pairs", "seconds"])
+
+
 def suppression(setting: Setting, seed: int) -> dict[str, Any]:
     """Suppress each class in turn in a bottleneck that has learnt all of them, in four ways, and question it.
 
