@@ -288,7 +288,9 @@ class GradientLearner:
         self.start = copy.deepcopy(model.state_dict()) if replay < 0 else None
         self.kept: tuple[Tensor, Tensor] | None = None
         self.shown = 0
-        self.anchors: list[tuple[list[Tensor], list[Tensor]]] = []
+        # of finished tasks: the sum of F, and the mean of θ* weighted by it
+        self.fisher: list[Tensor] | None = None
+        self.anchor: list[Tensor] | None = None
 
     def learn(self, x: Tensor, labels: Tensor) -> None:
         """Train on one task."""
@@ -308,7 +310,7 @@ class GradientLearner:
         if self.replay:
             self._keep(own, own_labels)
         if self.penalty:
-            self.anchors.append(([p.detach().clone() for p in parameters], self._fisher(own, own_labels)))
+            self._remember(parameters, self._mean_squared_gradient(own, own_labels))
 
     def _keep(self, x: Tensor, labels: Tensor) -> None:
         self.shown += len(x)
@@ -322,15 +324,23 @@ class GradientLearner:
         self.kept = torch.cat([kept, x]), torch.cat([kept_labels, labels])
 
     def consolidation(self) -> Tensor:
-        """Return the penalty of elastic weight consolidation, 0 before the second task."""
-        total = torch.zeros(())
+        """Return the penalty of elastic weight consolidation, but for a constant; 0 before the second task."""
+        if self.fisher is None:
+            return torch.zeros(())
         parameters = [p for p in self.model.parameters() if p.requires_grad]
-        for anchor, fisher in self.anchors:
-            terms = [(f * (p - a).square()).sum() for p, a, f in zip(parameters, anchor, fisher, strict=True)]
-            total = total + self.penalty / 2 * torch.stack(terms).sum()
-        return total
+        terms = zip(parameters, self.anchor, self.fisher, strict=True)
+        return self.penalty / 2 * torch.stack([(f * (p - a).square()).sum() for p, a, f in terms]).sum()
 
-    def _fisher(self, x: Tensor, labels: Tensor) -> list[Tensor]:
+    def _remember(self, parameters: list[Tensor], fisher: list[Tensor]) -> None:
+        # a sum of parabolas is one parabola and a constant: what it costs does not grow with the tasks
+        if self.fisher is None:
+            self.fisher, self.anchor = fisher, [p.detach().clone() for p in parameters]
+            return
+        for total, anchor, new, p in zip(self.fisher, self.anchor, fisher, parameters, strict=True):
+            total += new
+            anchor += new / total.clamp_min(torch.finfo(total.dtype).tiny) * (p.detach() - anchor)
+
+    def _mean_squared_gradient(self, x: Tensor, labels: Tensor) -> list[Tensor]:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         sums, rows = (
             [torch.zeros_like(p) for p in parameters],

@@ -133,11 +133,12 @@ def _examples(dataset: CustomDataset, encoder: BERTbase) -> Examples:
 
 
 class Encoder(nn.Module):
-    """A text classifier as a model of token ids ``(n, S)``, 0 at padding, without dropout."""
+    """A text classifier as a model of token ids ``(n, S)``, 0 at padding; no dropout, its embeddings stay fixed."""
 
     def __init__(self, model: BERTbase) -> None:
         super().__init__()
         self.model = model.eval()
+        model.bert.embeddings.requires_grad_(False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Classify, without the columns that are padding only."""
