@@ -133,7 +133,7 @@ def _examples(dataset: CustomDataset, encoder: BERTbase) -> Examples:
 
 
 class Encoder(nn.Module):
-    """A text classifier as a model of token ids ``(n, S)``, 0 at padding; no dropout, its embeddings stay fixed."""
+    """A text classifier as a model of token ids ``(n, S)``, 0 at padding; no dropout, embeddings stay fixed."""
 
     def __init__(self, model: BERTbase) -> None:
         super().__init__()
