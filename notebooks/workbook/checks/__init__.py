@@ -13,6 +13,7 @@ from workbook.checks import (  # noqa: F401 - importing a chapter registers its 
     chapter_05,
     chapter_06,
     chapter_07,
+    chapter_08,
     chapter_09,
 )
 
