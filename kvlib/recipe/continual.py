@@ -105,11 +105,11 @@ def gather_continual(
 
 def _class_jobs(name: str, seed: int, own: tuple[Task, DatasetDict] | None) -> Jobs:
     setting = STREAMS[name](seed) if name in STREAMS else topics(seed, *own)
-    found = learners(name, setting, seed)
-    if name in ("digits", "topics"):
-        found |= shapes_of_the_bottleneck(name, setting, seed)
-    for learner, (make, chooser) in found.items():
+    for learner, (make, chooser) in learners(name, setting, seed).items():
         yield learner, partial(run_learner, make, chooser, setting.stream)
+    if name in ("digits", "topics"):
+        for learner, (make, chooser) in shapes_of_the_bottleneck(name, setting, seed).items():
+            yield learner, partial(run_learner, make, chooser, setting.stream, in_hindsight=False)
     if name == "topics":
         yield "suppression", partial(suppression, setting, seed)
 
