@@ -365,7 +365,7 @@ class GradientLearner:
 def choose_learning_rate(
     make: Callable[[float], GradientLearner], stream: Stream, rates: Sequence[float] = LEARNING_RATES
 ) -> float:
-    """Choose a rate on the first task's training rows alone: its classes are learnt one after another, in both orders.
+    """Choose a rate on the first task's training rows alone: its classes are learnt in turn, in both orders.
 
     Returns the smallest rate whose final accuracy, on a fifth of the rows that are kept out of training, is within
     a standard error, and at least a row, of the best. The whole task at once would not show what a rate forgets,

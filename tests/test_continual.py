@@ -28,7 +28,7 @@ from kvlib.continual import (
     selected_pairs,
 )
 from kvlib.recipe.continual import continual_table, distil_in_turn
-from kvlib.recipe.streams import digits, learners, toy
+from kvlib.recipe.streams import EPOCHS, digits, learners, toy
 from kvlib.suppression import most_used, pairs_to_suppress, switched_off
 from kvlib.training import LazyAdam
 
@@ -227,8 +227,9 @@ def test_a_student_distilled_in_turn_keeps_the_values_of_earlier_tasks(tmp_path_
 
 
 def test_the_command_goes_on_where_it_was_stopped(tmp_path, capsys, monkeypatch):
-    # in hindsight, two other rates will do
+    # in hindsight, two other rates will do, and fewer epochs
     monkeypatch.setattr("kvlib.recipe.streams.LEARNING_RATES", (1e-3, 1.0))
+    monkeypatch.setitem(EPOCHS, "toy", 10)
     output = tmp_path / "continual.json"
     command = ["continual", "--output", str(output), "--streams", "toy", "--seeds", "0"]
     assert main(command) == 0

@@ -65,7 +65,7 @@ ALLOWED = {
     '07_carried_keys: models = {"teacher": teacher, "teacher with bottleneck": keyed, "new keys": new_keys, '
     '"carried keys": carried}',
     "07_carried_keys: def with_values_of(donor, model):",
-    "08_continual_learning: from kvlib import Experiment",
+    "08_continual_learning: for name, output in outputs.items():",
     '08_continual_learning: report = pd.DataFrame(table, columns=["way", "steps", "numbers moved", "of", '
     '"answers flipped"]).set_index("way")',
     "08_continual_learning: from kvlib.continual import bottleneck_learner, fitted_bottleneck",
@@ -335,9 +335,6 @@ def test_typed_alignment_is_the_librarys(weight, temperature):
     bottleneck.freeze_keys()
     ours = typed("07_carried_keys", "alignment_loss")(bottleneck, other, states, weight, temperature)
     torch.testing.assert_close(ours, alignment_loss(bottleneck, other, states, weight, temperature))
-    fresh = kvlib.DiscreteKeyValueBottleneck(12, 3, 10, dim_value=2).double()
-    carried = typed("07_carried_keys", "carry_by_hand")(bottleneck, fresh)
-    assert torch.equal(carried.keys, bottleneck.keys) and torch.equal(carried.std, bottleneck.std)
     one, two = bottleneck.quantize(states), bottleneck.quantize(other)
     found = typed("07_carried_keys", "key_agreement_by_hand")(one, two)
     assert torch.equal(found, (one == two).double().mean(0))

@@ -19,6 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
+from kvlib.cache import write_aside
 from kvlib.continual import (
     MEASURES,
     Examples,
@@ -35,7 +36,6 @@ from kvlib.continual import (
 from kvlib.data import CustomDataset, Task
 from kvlib.loss import distillation_loss
 from kvlib.machine import describe
-from kvlib.recipe.distillation import write_json
 from kvlib.recipe.experiment import Experiment
 from kvlib.recipe.streams import (
     EPOCHS,
@@ -129,7 +129,10 @@ def _add(output: Path, record: dict[str, Any]) -> None:
     with FileLock(output.with_name(f".{output.name}.lock")):
         found = [*read_continual(output), record]
         found.sort(key=lambda run: (run["stream"], run["seed"]))
-        write_json(output, {"runs": found})
+        with write_aside(output) as temporary:
+            # a record a line
+            lines = ",\n".join(json.dumps(record) for record in found)
+            temporary.write_text(f'{{"runs": [\n{lines}\n]}}\n', encoding="utf-8")
 
 
 def continual_table(path: str | Path, stream: str) -> pd.DataFrame:
