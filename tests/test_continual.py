@@ -159,13 +159,13 @@ def test_the_learning_rate_is_chosen_on_the_classes_of_the_first_task_in_turn(di
         learner.learn = lambda x, labels: (shown.append((len(x), set(labels.tolist()))), learn(x, labels))
         return learner
 
-    rate = choose_learning_rate(make, stream, (1e-9, 0.001, 1.0))
+    rate = choose_learning_rate(make, stream, (1e-9, 0.01, 100.0))
     rows = int(torch.isin(stream.train.labels, torch.tensor(stream.tasks[0])).sum())
     first, second = ({label} for label in stream.tasks[0])
     assert [classes for _, classes in shown] == [first, second, second, first] * 3
     assert sum(number for number, _ in shown[:2]) == rows - rows // 5
-    # at 1e-9 nothing is learnt, at 1 the first class is forgotten
-    assert rate == 0.001
+    # at 1e-9 nothing is learnt, at 100 the first class is forgotten
+    assert rate == 0.01
 
 
 def test_the_toy_separates_the_learners():
