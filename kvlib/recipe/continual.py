@@ -280,7 +280,7 @@ def _suppress_one(
             "logit": float((logits.argmax(1) == without(test).argmax(1))[test_labels == wanted].double().mean()),
         },
         "probe": {
-            "all pairs": _probe(x, labels, test, test_labels, wanted, counts * 0 > 0),
+            "all pairs": _probe(x, labels, test, test_labels, wanted, torch.zeros_like(off)),
             "pairs left": _probe(x, labels, test, test_labels, wanted, off),
         },
         "membership_auc": {
