@@ -80,9 +80,12 @@ def steps_to_relearn(
     """Count the steps, each with all training rows of a class, until `share` of them are recognised again."""
     model, own = copy.deepcopy(values), labels == wanted
     optimizer, step = LazyAdam(model.parameters(), lr=learning_rate), 0
-    while (model(key_indices[own]).argmax(1) == wanted).double().mean() < share:
+    while True:
+        logits = model(key_indices[own])
+        # logits that are all zero are no answer, not class 0
+        if ((logits.argmax(1) == wanted) & logits.any(1)).double().mean() >= share:
+            return step
         optimizer.zero_grad()
-        F.cross_entropy(model(key_indices[own]), labels[own]).backward()
+        F.cross_entropy(logits, labels[own]).backward()
         optimizer.step()
         step += 1
-    return step

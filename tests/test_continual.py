@@ -27,7 +27,7 @@ from kvlib.continual import (
     run_stream,
     selected_pairs,
 )
-from kvlib.recipe.continual import continual_table, distil_in_turn
+from kvlib.recipe.continual import continual_table, distil_in_turn, suppression
 from kvlib.recipe.streams import EPOCHS, digits, learners, toy
 from kvlib.suppression import most_used, pairs_to_suppress, switched_off
 from kvlib.training import LazyAdam
@@ -205,6 +205,22 @@ def test_suppression_forgets_the_class_on_training_rows_and_hides_nothing_more_t
     assert (switched_off(learner.model, own, torch.ones(16, 64, dtype=torch.bool)) == -1).all()
     # the model itself is as it was
     assert (learner.predict(own) == wanted).double().mean() > 0.8
+
+
+@pytest.mark.filterwarnings("ignore:256 keys a codebook are many")
+def test_every_class_is_suppressed_in_every_way_and_questioned(digit_stream):
+    found = suppression(digit_stream, 0)["classes"]
+    assert [one["class"] for one in found] == list(range(10))
+    for one in found:
+        ways = one["ways"]
+        assert ways["before"]["forgotten"] > ways["pairs"]["forgotten"]
+        # a masked logit never wins, and what was not learnt is not answered
+        assert ways["logit"]["forgotten"] == ways["without"]["forgotten"] == 0.0
+        assert ways["pairs"]["forgotten"] < 0.2
+        assert 0 < ways["pairs"]["pairs"] < ways["without"]["pairs"]
+        assert one["nearest_class"] != one["class"]
+        assert one["steps_to_relearn"]["pairs"] > 0
+        assert one["probe"]["all pairs"] > 0.8
 
 
 def test_a_student_distilled_in_turn_keeps_the_values_of_earlier_tasks(tmp_path_factory):
