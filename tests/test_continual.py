@@ -12,8 +12,9 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.neighbors import NearestCentroid
 
 from kvlib.__main__ import main
-from kvlib.continual import (
-    MEASURES,
+from kvlib.continual.grid import continual_table
+from kvlib.continual.in_turn import distil_in_turn
+from kvlib.continual.learners import (
     ClassMeans,
     GradientLearner,
     RandomRidge,
@@ -22,14 +23,14 @@ from kvlib.continual import (
     bottleneck_learner,
     choose_learning_rate,
     fitted_bottleneck,
-    forgetting,
     overlap,
     run_stream,
     selected_pairs,
 )
-from kvlib.recipe.continual import continual_table, distil_in_turn, suppression
-from kvlib.recipe.streams import EPOCHS, digits, learners, toy
-from kvlib.suppression import most_used, pairs_to_suppress, switched_off
+from kvlib.continual.measures import MEASURES, forgetting
+from kvlib.continual.streams import EPOCHS, digits, learners, toy
+from kvlib.continual.study import suppress_each_class
+from kvlib.continual.suppression import most_used, pairs_to_suppress, switched_off
 from kvlib.training import LazyAdam
 
 
@@ -209,7 +210,7 @@ def test_suppression_forgets_the_class_on_training_rows_and_hides_nothing_more_t
 
 @pytest.mark.filterwarnings("ignore:256 keys a codebook are many")
 def test_every_class_is_suppressed_in_every_way_and_questioned(digit_stream):
-    found = suppression(digit_stream, 0)["classes"]
+    found = suppress_each_class(digit_stream, 0)["classes"]
     assert [one["class"] for one in found] == list(range(10))
     for one in found:
         ways = one["ways"]
@@ -246,7 +247,7 @@ def test_a_student_distilled_in_turn_keeps_the_values_of_earlier_tasks(tmp_path_
 
 def test_the_command_goes_on_where_it_was_stopped(tmp_path, capsys, monkeypatch):
     # in hindsight, two other rates will do, and fewer epochs
-    monkeypatch.setattr("kvlib.recipe.streams.LEARNING_RATES", (1e-3, 1.0))
+    monkeypatch.setattr("kvlib.continual.streams.LEARNING_RATES", (1e-3, 1.0))
     monkeypatch.setitem(EPOCHS, "toy", 10)
     output = tmp_path / "continual.json"
     command = ["continual", "--output", str(output), "--streams", "toy", "--seeds", "0"]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from transformers import get_linear_schedule_with_warmup
 
 import kvlib
-from kvlib.continual import MEASURES
+from kvlib.continual.measures import MEASURES
 from kvlib.evaluation import bootstrap_interval
 from kvlib.loss import alignment_loss
 from kvlib.student import pool_real_tokens
@@ -68,7 +68,7 @@ ALLOWED = {
     "08_continual_learning: for name, output in outputs.items():",
     '08_continual_learning: report = pd.DataFrame(table, columns=["way", "steps", "numbers moved", "of", '
     '"answers flipped"]).set_index("way")',
-    "08_continual_learning: from kvlib.continual import bottleneck_learner, fitted_bottleneck",
+    "08_continual_learning: from kvlib.continual.learners import bottleneck_learner, fitted_bottleneck",
     '03_bottleneck: closest = pd.concat({"first": first_keys, "paraphrase": second_keys}, names=["sentence"])',
     "06_evaluation: from kvlib.explore import edit",
     "09_capstone: from kvlib.evaluation import model_size",

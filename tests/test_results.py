@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from kvlib import TASKS
+from kvlib.continual.grid import continual_summary, read_continual, suppression_summary
 from kvlib.recipe import BASELINES, COMPARED, SYSTEMS
-from kvlib.recipe.continual import continual_summary, read_continual, suppression_summary
 from kvlib.recipe.evidence import evidence_table, kept_above, kept_share, read_evidence
 
 ROOT = Path(__file__).resolve().parents[1]

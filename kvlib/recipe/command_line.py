@@ -13,10 +13,10 @@ from huggingface_hub.utils import logging as hub_logging
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from kvlib.continual.grid import STREAMS, continual_summary, gather_continual, read_continual
 from kvlib.data import get_task
 from kvlib.machine import process_state
 from kvlib.own_data import describe_data, load_task
-from kvlib.recipe.continual import STREAMS, continual_summary, gather_continual, read_continual
 from kvlib.recipe.distillation import check_output, run_recipe
 from kvlib.recipe.evidence import evidence_table, gather_evidence, grid_settings, read_evidence, read_grid
 from kvlib.recipe.experiment import Experiment, WeakTeacherError, check_seed

@@ -8,8 +8,8 @@ import pandas as pd
 from sklearn.metrics import confusion_matrix
 from torch import Tensor
 
-from kvlib.continual import Values
-from kvlib.suppression import pairs_to_suppress, switched_off
+from kvlib.continual.learners import Values
+from kvlib.continual.suppression import pairs_to_suppress, switched_off
 from workbook.explorer import KEYBOARD, STYLE, html_table
 
 _NOTHING = -1  # in the menu of classes

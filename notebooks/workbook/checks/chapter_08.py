@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kvlib.continual import forgetting, overlap, selected_pairs
+from kvlib.continual.learners import overlap, selected_pairs
+from kvlib.continual.measures import forgetting
 from kvlib.training import LazyAdam
 from workbook.checking import Answer, Exercise, Mistake, expect, expect_close, expect_number, expect_tensor, show
 

@@ -1,4 +1,4 @@
-"""Learning one task after another: learners, how much each of them forgets, and forgetting a class on purpose.
+"""Streams of tasks, and learners that meet their tasks one after another.
 
 Shape comments: n examples, S tokens of the longest, C codebooks, K keys a codebook, L classes, T tasks.
 """
@@ -96,47 +96,6 @@ def run_stream(learner: Learner, stream: Stream) -> tuple[np.ndarray, list[float
             of_task = torch.isin(stream.test.labels, torch.tensor(wanted))
             accuracies[after, task] = right[of_task].double().mean()
     return accuracies, seconds
-
-
-def final_accuracy(accuracies: np.ndarray) -> float:
-    """Return the mean over tasks after the last one: ``1/T Σ_j R[T, j]``, of R as `run_stream` gives it."""
-    return float(accuracies[-1].mean())
-
-
-def incremental_accuracy(accuracies: np.ndarray) -> float:
-    """Return the mean over time of the mean over the tasks so far: ``1/T Σ_i 1/i Σ_{j ≤ i} R[i, j]``."""
-    return float(np.mean([row[: after + 1].mean() for after, row in enumerate(accuracies)]))
-
-
-def backward_transfer(accuracies: np.ndarray) -> float:
-    """Measure how later tasks changed earlier ones: ``1/(T−1) Σ_{j < T} (R[T, j] − R[j, j])``.
-
-    Lopez-Paz & Ranzato 2017 (arXiv 1706.08840).
-    """
-    return float((accuracies[-1] - accuracies.diagonal())[:-1].mean())
-
-
-def forgetting(accuracies: np.ndarray) -> float:
-    """Measure what is lost of the best that was known: ``1/(T−1) Σ_{j < T} (max_{j ≤ l < T} R[l, j] − R[T, j])``.
-
-    Chaudhry et al. 2018 (arXiv 1801.10112).
-    """
-    best = np.array([accuracies[task:-1, task].max() for task in range(len(accuracies) - 1)])
-    return float((best - accuracies[-1, :-1]).mean())
-
-
-def plasticity(accuracies: np.ndarray) -> float:
-    """Measure how well each task was learnt when its turn came: ``1/T Σ_j R[j, j]``."""
-    return float(accuracies.diagonal().mean())
-
-
-MEASURES: dict[str, Callable[[np.ndarray], float]] = {
-    "final accuracy": final_accuracy,
-    "incremental accuracy": incremental_accuracy,
-    "forgetting": forgetting,
-    "backward transfer": backward_transfer,
-    "plasticity": plasticity,
-}
 
 
 class ClassMeans:

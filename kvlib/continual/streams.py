@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-from kvlib.continual import (
+from kvlib.continual.learners import (
     LEARNING_RATES,
     ClassMeans,
     Examples,
@@ -27,12 +27,12 @@ from kvlib.continual import (
     Stream,
     bottleneck_learner,
     choose_learning_rate,
-    final_accuracy,
     fitted_bottleneck,
     overlap,
     run_stream,
     selected_pairs,
 )
+from kvlib.continual.measures import final_accuracy
 from kvlib.data import CustomDataset, Task
 from kvlib.glue import load_glue
 from kvlib.own_data import load_task

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kvlib.continual import Values, selected_pairs
+from kvlib.continual.learners import Values, selected_pairs
 from kvlib.training import LazyAdam
 
 
