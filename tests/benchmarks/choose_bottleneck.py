@@ -2,7 +2,7 @@
 
 ``OMP_NUM_THREADS=1 python tests/benchmarks/choose_bottleneck.py --tasks cola rte --seeds 0 1`` adds one line a
 bottleneck to ``data/results/bottleneck_choices.jsonl`` and leaves out those that stand there; several
-processes may share the file. Students come from, and go to, ``data/runs``. Of two learning rates each bottleneck
+processes may share the file. Students come from, and go to, ``--runs``. Of two learning rates each bottleneck
 gets the one that is better on held-out training rows; validation rows are reported and choose nothing.
 """
 
@@ -90,6 +90,7 @@ def main() -> None:
     parser.add_argument("--source", default="../shared/glue")
     parser.add_argument("--tasks", nargs="+", default=tasks)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--runs", type=Path, help="folder of finished stages (default: data/runs)")
     parser.add_argument("--output", type=Path, default=ROOT / "data" / "results" / "bottleneck_choices.jsonl")
     arguments = parser.parse_args()
     disable_progress_bars()
@@ -97,7 +98,9 @@ def main() -> None:
     logging.disable_progress_bar()
     for seed in arguments.seeds:
         for task in arguments.tasks:
-            experiment = Experiment(task, arguments.source, get_profile("real"), seed, max_rows=10_000)
+            experiment = Experiment(
+                task, arguments.source, get_profile("real"), seed, arguments.runs, max_rows=10_000
+            )
             scores = {
                 name: experiment.score(name)[experiment.task.metrics[0]] for name in ("teacher", "distilbert")
             }
