@@ -50,8 +50,9 @@ print("profile:", get_profile().name)"""
 # cells that print a real model's float32 numbers, by their first line; review a new one before it goes in here
 ALLOWED = {
     "01_data: clear = sum(low > 0 for low, _ in intervals.values())",
-    "02_teacher: from kvlib import Experiment",
+    "02_teacher: import matplotlib.pyplot as plt",
     "02_teacher: from kvlib.evaluation import bootstrap_interval",
+    "02_teacher: def logits_without_segments(model, dataset, rows):",
     '02_teacher: pairs = tokenizer([first, first], [second, swapped], padding=True, return_tensors="pt")',
     "03_bottleneck: import time",
     "03_bottleneck: from kvlib.explore import explain, shared_keys",

@@ -165,6 +165,38 @@ def plot_histogram(
     return ax
 
 
+def plot_learning_curves(history: pd.DataFrame, kept: int, references: Mapping[str, float], title: str) -> Figure:
+    """Draw losses by epoch and, beside them, the held-out accuracy by which an epoch is kept.
+
+    Parameters
+    ----------
+    history : pandas.DataFrame
+        An epoch a row, with columns ``epoch``, ``training``, ``held out`` (losses) and ``accuracy``.
+    kept : int
+        The epoch that is kept, marked in both.
+    references : mapping of str to float
+        Dashed horizontal lines beside the accuracy.
+    title : str
+        The finding.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(6.4, 3.2), layout="constrained")
+    for ax, columns, lines, name in (
+        (axes[0], ["training", "held out"], None, "mean cross-entropy (nats)"),
+        (axes[1], ["accuracy"], references, "held-out accuracy"),
+    ):
+        plot_lines(history, "epoch", columns, "", "epoch", name, lines, ax)
+        ax.axvline(kept, color="0.45", linestyle=":", linewidth=1.2, label="kept")
+        ax.set_xticks(history["epoch"])
+        ax.margins(x=0.12)
+        ax.legend(frameon=False, fontsize=9)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    return figure
+
+
 def plot_heatmap(
     matrix: np.ndarray | pd.DataFrame,
     title: str,
