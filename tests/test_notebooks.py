@@ -57,6 +57,7 @@ ALLOWED = {
     "03_bottleneck: import time",
     "03_bottleneck: from kvlib.explore import explain, shared_keys",
     '04_loss: rows = [(name, pair) for name in ("teacher", "student") for pair in ("paraphrase", "near miss")]',
+    "04_loss: rows = {}",
     '05_training: student = experiment.model("bottleneck")  # trained here, or read from disk',
     "06_evaluation: import matplotlib.pyplot as plt",
     "06_evaluation: def difference(both, truth):",
@@ -285,7 +286,7 @@ def test_typed_loss_is_the_librarys(temperature, alpha):
     generator = torch.Generator().manual_seed(2)
     student, teacher = torch.randn(2, 6, 3, generator=generator)
     labels = torch.tensor([0, 1, 2, 2, 1, 0])
-    ours = typed("04_loss", "distillation_loss")(student, teacher, labels, temperature, alpha)
+    ours = typed("04_loss", "mixed_loss")(student, teacher, labels, temperature, alpha)
     torch.testing.assert_close(ours, kvlib.distillation_loss(student, teacher, labels, temperature, alpha))
     scores, targets = torch.randn(2, 6, 1, generator=generator)
     ours = typed("04_loss", "regression_loss_by_hand")(scores, targets, labels.float(), alpha)

@@ -197,6 +197,41 @@ def plot_learning_curves(history: pd.DataFrame, kept: int, references: Mapping[s
     return figure
 
 
+def plot_leads(teacher: np.ndarray, students: Mapping[str, np.ndarray], label: str, title: str) -> Axes:
+    """Draw how far one of two classes leads: students over their teacher, a point a row.
+
+    Parameters
+    ----------
+    teacher : numpy.ndarray
+        Logit of the second class minus that of the first, ``(N,)``.
+    students : mapping of str to numpy.ndarray
+        Name to the same of a student; at most three, drawn in this order.
+    label : str
+        The second class's name.
+    title : str
+        The finding.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+    """
+    ax = _axes(title, f"teacher's lead of {label} (logits)", "student's lead (logits)", None, height=4.4)
+    for number, (name, lead) in enumerate(students.items()):
+        face = COLORS[number] if number else "none"
+        ax.scatter(
+            teacher, lead, s=18, marker="so^"[number], facecolors=face, edgecolors=COLORS[number], label=name
+        )
+    ax.axline((0, 0), slope=1, color="0.45", linestyle="--", linewidth=1.2, label="as the teacher")
+    ax.axhline(0, color="0.75", linewidth=0.8, zorder=0)
+    ax.axvline(0, color="0.75", linewidth=0.8, zorder=0)
+    shares = np.array([0.01, 0.1, 0.5, 0.9, 0.99])
+    top = ax.secondary_xaxis("top")
+    top.set_xticks(np.log(shares / (1 - shares)), [f"{share:g}" for share in shares])
+    top.set_xlabel(f"teacher's probability of {label} at T = 1")
+    ax.legend(frameon=False, fontsize=9)
+    return ax
+
+
 def plot_heatmap(
     matrix: np.ndarray | pd.DataFrame,
     title: str,

@@ -218,7 +218,8 @@ def _occupied(answer: Answer, row: tuple[float, ...], label: int, temperature: f
 
 
 @RELIABILITY.probe(
-    "gives three numbers for each bin", hint="a tensor (bins, 3): stack rows, confidence and share right with dim=1"
+    "gives three numbers for each bin",
+    hint="a tensor (bins, 3): stack rows, confidence and share right with dim=1",
 )
 def three_numbers(answer: Answer) -> None:
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
@@ -258,7 +259,9 @@ def largest_probability(answer: Answer) -> None:
         expect(abs(confidence - 0.79) < 1e-6, saw)
 
 
-@RELIABILITY.probe("softens by T", hint="divide the logits by T before the softmax: a larger T, a lower confidence")
+@RELIABILITY.probe(
+    "softens by T", hint="divide the logits by T before the softmax: a larger T, a lower confidence"
+)
 def softened(answer: Answer) -> None:
     confidence, _ = _occupied(answer, (0.1, 0.8, 0.1), 1, temperature=3.0)
     expect_close(confidence, 0.5)  # 8 ** (1/3) : 1 : 1
@@ -268,7 +271,8 @@ def softened(answer: Answer) -> None:
     "compares the answered class with the label", hint="right means argmax == label, however sure the row is"
 )
 def compares_class(answer: Answer) -> None:
-    for row, label, expected in (((0.4, 0.35, 0.25), 0, 1.0), ((0.1, 0.8, 0.1), 0, 0.0), ((0.2, 0.2, 0.6), 2, 1.0)):
+    rows = ((0.4, 0.35, 0.25), 0, 1.0), ((0.1, 0.8, 0.1), 0, 0.0), ((0.2, 0.2, 0.6), 2, 1.0)
+    for row, label, expected in rows:
         _, right = _occupied(answer, row, label)
         expect(right == expected, f"{right:.3g} instead of {expected:.0f} for probabilities {row}, label {label}")
 
