@@ -1,6 +1,6 @@
 """Solved notebooks in a real JupyterLab, the benches by keyboard alone; pictures in data/runs/screenshots.
 
-The notebooks with an explorer or another bench run whole, of the others only the exercises: strict comparison runs the rest.
+The notebooks with a bench run whole, of the others only the exercises: strict comparison runs the rest.
 """
 
 import re
@@ -162,21 +162,22 @@ def suppress_by_keyboard(page, name):
 
 def move_loss_by_keyboard(page, name):
     """Soften, drop T², give the teacher all the weight, move a logit, change the label: with no mouse."""
-    temperature = page.get_by_role("slider", name="Temperature T")
-    bench = page.locator(".widget-vbox").filter(has=temperature).last.locator("xpath=../..")
+    temperature = page.locator(".widget-slider", has_text="Temperature T")
+    bench = page.locator(".widget-vbox").filter(has=temperature).first
     press, table = page.keyboard.press, bench.get_by_role("table").filter
-    temperature.focus()
+    temperature.get_by_role("slider").focus()
+    assert bench.get_by_role("slider", name="Temperature T").count() == 1  # named once it has the focus
     for _ in range(4):
         press("ArrowRight")  # from 2.0 to 4.0
     bench.get_by_text("Probabilities at T = 4.0", exact=False).wait_for()
     loss, gradient = table(has_text="Loss, with"), table(has_text="Gradient of the loss")
     before = numbers(loss), numbers(gradient)
     assert before[0][0][1] == 8  # alpha · T²
-    press("Tab")
-    press("End")
-    press("Tab")
-    press("Space")
-    bench.get_by_text("alpha, without T²", exact=False).wait_for()
+    for control in ("alpha (teacher's)", "KL times T²"):
+        press("Tab")  # to the number beside the slider, which can be typed as well
+        press("Tab")
+        press("End" if control.startswith("alpha") else "Space")
+    bench.get_by_text("alpha (no T²)", exact=False).wait_for()
     after = numbers(loss), numbers(gradient)
     assert [row[1] for row in after[0]] == [1, 0]
     # twice the weight of the teacher, a sixteenth of the square; the label has no part any more
@@ -185,11 +186,11 @@ def move_loss_by_keyboard(page, name):
     bench.screenshot(path=SCREENSHOTS / f"{name}-bench.png")
     press("Tab")
     press("ArrowDown")
-    chosen = bench.locator(".kv-chosen").first
-    page.wait_for_function("row => row.textContent.startsWith('contradiction')", arg=chosen.element_handle())
-    bench.get_by_role("slider", name="Student: neutral").focus()
+    bench.locator(".kv-chosen", has_text="contradiction").first.wait_for()
+    old = gradient.get_by_role("row", name="neutral").locator("td").first.inner_text()
+    bench.locator(".widget-slider", has_text="Student: neutral").get_by_role("slider").focus()
     press("End")
-    page.wait_for_function("table => !table.isConnected", arg=gradient.element_handle(), timeout=10_000)
+    gradient.filter(has_not_text=old).wait_for()
     assert numbers(gradient)[1][0] > after[1][1][0]  # a larger logit, a larger gradient
     page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
     page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")

@@ -82,7 +82,7 @@ class LossBench:
         self, names: Sequence[str], student_logits: Sequence[float], teacher_logits: Sequence[float], label: int
     ) -> None:
         self._names = list(names)
-        wide = {"style": {"description_width": "150px"}, "layout": widgets.Layout(width="min(430px, 98%)")}
+        wide = {"style": {"description_width": "150px"}, "layout": widgets.Layout(width="400px")}
         slider = {"readout_format": ".1f", **wide}
         self.teacher, self.student = (
             [
@@ -123,8 +123,11 @@ class LossBench:
         label, temperature, squared = self.label.value, self.temperature.value, self.squared.value
         self.classes, self.parts = take_apart(*logits, label, temperature, self.alpha.value, squared)
         parts = self.parts.assign(part=["soft: KL at T", "hard: cross-entropy"])
-        weights = f"weights {'alpha · T²' if squared else 'alpha, without T²,'} and 1 − alpha"
-        classes, chosen = self.classes.assign(name=self._names), [n == label for n in range(len(self._names))]
+        weights = f"weights {'alpha · T²' if squared else 'alpha (no T²)'} and 1 − alpha"
+        classes, chosen = (
+            self.classes.assign(**{"class": self._names}),
+            [n == label for n in range(len(self._names))],
+        )
         distributions, gradients = (
             ["teacher", "student", "KL_term"],
             ["soft_gradient", "hard_gradient", "gradient"],
@@ -133,8 +136,8 @@ class LossBench:
         slope = "Gradient of the loss with respect to the student's logits; a step goes against it"
         tables = (
             html_table(parts, f"Loss, with {weights}", ["weighted"], sums=True, live=True),
-            html_table(classes[["name", *distributions]], terms, distributions, chosen, sums=True),
-            html_table(classes[["name", *gradients]], slope, gradients, chosen, sums=True),
+            html_table(classes[["class", *distributions]], terms, distributions, chosen, sums=True),
+            html_table(classes[["class", *gradients]], slope, gradients, chosen, sums=True),
         )
         for view, table, is_signed in zip(self._tables, tables, (False, False, True), strict=True):
             view.value = table if is_signed else table.replace(">+", ">")  # a probability needs no plus sign
