@@ -124,14 +124,10 @@ class LossBench:
         self.classes, self.parts = take_apart(*logits, label, temperature, self.alpha.value, squared)
         parts = self.parts.assign(part=["soft: KL at T", "hard: cross-entropy"])
         weights = f"weights {'alpha · T²' if squared else 'alpha (no T²)'} and 1 − alpha"
-        classes, chosen = (
-            self.classes.assign(**{"class": self._names}),
-            [n == label for n in range(len(self._names))],
-        )
-        distributions, gradients = (
-            ["teacher", "student", "KL_term"],
-            ["soft_gradient", "hard_gradient", "gradient"],
-        )
+        classes = self.classes.assign(**{"class": self._names})
+        chosen = [number == label for number in range(len(classes))]
+        distributions = ["teacher", "student", "KL_term"]
+        gradients = ["soft_gradient", "hard_gradient", "gradient"]
         terms = f"Probabilities at T = {temperature:.1f}, and the terms of the KL; the label is underlined"
         slope = "Gradient of the loss with respect to the student's logits; a step goes against it"
         tables = (
