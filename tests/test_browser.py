@@ -1,6 +1,6 @@
-"""Solved notebooks in a real JupyterLab, the explorer by keyboard alone; pictures in data/runs/screenshots.
+"""Solved notebooks in a real JupyterLab, the benches by keyboard alone; pictures in data/runs/screenshots.
 
-The notebooks with an explorer run whole, of the others only the exercises: strict comparison runs the rest.
+The notebooks with a bench run whole, of the others only the exercises: strict comparison runs the rest.
 """
 
 import re
@@ -19,8 +19,8 @@ if browser.CHROMIUM is None:
 
 SCREENSHOTS = runs_folder() / "screenshots"
 TRAINED = {"03_bottleneck": False, "06_evaluation": True}  # notebooks with an explorer: are its values trained?
-SUPPRESSOR = "08_continual_learning"
-WHOLE = {*TRAINED, SUPPRESSOR}
+SUPPRESSOR, LOSS_BENCH = "08_continual_learning", "04_loss"
+WHOLE = {*TRAINED, SUPPRESSOR, LOSS_BENCH}
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,8 @@ def test_run_all_in_jupyterlab(lab, page, path):
         explore_by_keyboard(page, TRAINED[path.stem], path.stem)
     if path.stem == SUPPRESSOR:
         suppress_by_keyboard(page, path.stem)
+    if path.stem == LOSS_BENCH:
+        move_loss_by_keyboard(page, path.stem)
     assert page.errors == []
     assert page.asked <= {"http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:"}, page.asked
     browser.shut_down(page)
@@ -156,6 +158,43 @@ def suppress_by_keyboard(page, name):
     page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
     page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
     suppressor.screenshot(path=SCREENSHOTS / f"{name}-suppressor-dark.png")
+
+
+def move_loss_by_keyboard(page, name):
+    """Soften, drop T², give the teacher all the weight, move a logit, change the label: with no mouse."""
+    temperature = page.locator(".widget-slider", has_text="Temperature T")
+    bench = page.locator(".widget-vbox").filter(has=temperature).first
+    press, table = page.keyboard.press, bench.get_by_role("table").filter
+    temperature.get_by_role("slider").focus()
+    assert bench.get_by_role("slider", name="Temperature T").count() == 1  # named once it has the focus
+    for _ in range(4):
+        press("ArrowRight")  # from 2.0 to 4.0
+    bench.get_by_text("Probabilities at T = 4.0", exact=False).wait_for()
+    loss, gradient = table(has_text="Loss, with"), table(has_text="Gradient of the loss")
+    before = numbers(loss), numbers(gradient)
+    assert before[0][0][1] == 8  # alpha · T²
+    for control in ("alpha (teacher's)", "KL times T²"):
+        press("Tab")  # to the number beside the slider, which can be typed as well
+        press("Tab")
+        press("End" if control.startswith("alpha") else "Space")
+    bench.get_by_text("alpha (no T²)", exact=False).wait_for()
+    after = numbers(loss), numbers(gradient)
+    assert [row[1] for row in after[0]] == [1, 0]
+    # twice the weight of the teacher, a sixteenth of the square; the label has no part any more
+    assert [row[0] for row in after[1]] == pytest.approx([row[0] / 8 for row in before[1]], abs=1e-4)
+    assert all(row[1] == 0 for row in after[1])
+    bench.screenshot(path=SCREENSHOTS / f"{name}-bench.png")
+    press("Tab")
+    press("ArrowDown")
+    bench.locator(".kv-chosen", has_text="contradiction").first.wait_for()
+    old = gradient.get_by_role("row", name="neutral").locator("td").first.inner_text()
+    bench.locator(".widget-slider", has_text="Student: neutral").get_by_role("slider").focus()
+    press("End")
+    gradient.filter(has_not_text=old).wait_for()
+    assert numbers(gradient)[1][0] > after[1][1][0]  # a larger logit, a larger gradient
+    page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+    page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
+    bench.screenshot(path=SCREENSHOTS / f"{name}-bench-dark.png")
 
 
 def numbers(table):

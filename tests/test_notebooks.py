@@ -50,12 +50,14 @@ print("profile:", get_profile().name)"""
 # cells that print a real model's float32 numbers, by their first line; review a new one before it goes in here
 ALLOWED = {
     "01_data: clear = sum(low > 0 for low, _ in intervals.values())",
-    "02_teacher: from kvlib import Experiment",
+    "02_teacher: import matplotlib.pyplot as plt",
     "02_teacher: from kvlib.evaluation import bootstrap_interval",
+    "02_teacher: def logits_without_segments(model, dataset, rows):",
     '02_teacher: pairs = tokenizer([first, first], [second, swapped], padding=True, return_tensors="pt")',
     "03_bottleneck: import time",
     "03_bottleneck: from kvlib.explore import explain, shared_keys",
     '04_loss: rows = [(name, pair) for name in ("teacher", "student") for pair in ("paraphrase", "near miss")]',
+    "04_loss: rows = {}",
     '05_training: student = experiment.model("bottleneck")  # trained here, or read from disk',
     "06_evaluation: import matplotlib.pyplot as plt",
     "06_evaluation: def difference(both, truth):",
@@ -284,7 +286,7 @@ def test_typed_loss_is_the_librarys(temperature, alpha):
     generator = torch.Generator().manual_seed(2)
     student, teacher = torch.randn(2, 6, 3, generator=generator)
     labels = torch.tensor([0, 1, 2, 2, 1, 0])
-    ours = typed("04_loss", "distillation_loss")(student, teacher, labels, temperature, alpha)
+    ours = typed("04_loss", "mixed_loss")(student, teacher, labels, temperature, alpha)
     torch.testing.assert_close(ours, kvlib.distillation_loss(student, teacher, labels, temperature, alpha))
     scores, targets = torch.randn(2, 6, 1, generator=generator)
     ours = typed("04_loss", "regression_loss_by_hand")(scores, targets, labels.float(), alpha)

@@ -165,6 +165,73 @@ def plot_histogram(
     return ax
 
 
+def plot_learning_curves(history: pd.DataFrame, kept: int, references: Mapping[str, float], title: str) -> Figure:
+    """Draw losses by epoch and, beside them, the held-out accuracy by which an epoch is kept.
+
+    Parameters
+    ----------
+    history : pandas.DataFrame
+        An epoch a row, with columns ``epoch``, ``training``, ``held out`` (losses) and ``accuracy``.
+    kept : int
+        The epoch that is kept, marked in both.
+    references : mapping of str to float
+        Dashed horizontal lines beside the accuracy.
+    title : str
+        The finding.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(6.4, 3.2), layout="constrained")
+    for ax, columns, lines, name in (
+        (axes[0], ["training", "held out"], None, "mean cross-entropy (nats)"),
+        (axes[1], ["accuracy"], references, "held-out accuracy"),
+    ):
+        plot_lines(history, "epoch", columns, "", "epoch", name, lines, ax)
+        ax.axvline(kept, color="0.45", linestyle=":", linewidth=1.2, label="kept")
+        ax.set_xticks(history["epoch"])
+        ax.margins(x=0.12)
+        ax.legend(frameon=False, fontsize=9)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    return figure
+
+
+def plot_leads(teacher: np.ndarray, students: Mapping[str, np.ndarray], label: str, title: str) -> Axes:
+    """Draw how far one of two classes leads: students over their teacher, a point a row.
+
+    Parameters
+    ----------
+    teacher : numpy.ndarray
+        Logit of the second class minus that of the first, ``(N,)``.
+    students : mapping of str to numpy.ndarray
+        Name to the same of a student; at most three, drawn in this order.
+    label : str
+        The second class's name.
+    title : str
+        The finding.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+    """
+    ax = _axes(title, f"teacher's lead of {label} (logits)", "student's lead (logits)", None, height=4.4)
+    for number, (name, lead) in enumerate(students.items()):
+        face = COLORS[number] if number else "none"
+        ax.scatter(
+            teacher, lead, s=18, marker="so^"[number], facecolors=face, edgecolors=COLORS[number], label=name
+        )
+    ax.axline((0, 0), slope=1, color="0.45", linestyle="--", linewidth=1.2, label="as the teacher")
+    ax.axhline(0, color="0.75", linewidth=0.8, zorder=0)
+    ax.axvline(0, color="0.75", linewidth=0.8, zorder=0)
+    shares = np.array([0.01, 0.1, 0.5, 0.9, 0.99])
+    top = ax.secondary_xaxis("top")
+    top.set_xticks(np.log(shares / (1 - shares)), [f"{share:g}" for share in shares])
+    top.set_xlabel(f"teacher's probability of {label} at T = 1")
+    ax.legend(frameon=False, fontsize=9)
+    return ax
+
+
 def plot_heatmap(
     matrix: np.ndarray | pd.DataFrame,
     title: str,

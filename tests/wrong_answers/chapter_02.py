@@ -1,5 +1,3 @@
-import itertools
-
 import torch
 
 from wrong_answers import wrong
@@ -145,141 +143,102 @@ def grid(logits, confidence):
     return min(grid, key=lambda temperature: abs(confidence_at(logits, temperature) - confidence))
 
 
-# 2.3 diagnosis
+# 2.3 reliability
 
 
-def all_orders(classes):
-    return itertools.permutations(range(classes))
+def cut_from(lowest):
+    def place(confidence, bins):
+        return ((confidence - lowest) / (1 - lowest) * bins).long().clamp(0, bins - 1)
+
+    return place
 
 
-def accuracy_of(logits, labels):
-    return (logits.argmax(-1) == labels).double().mean().item()
+def table_of(confidence, right, place, bins, least=1, divisor=None):
+    chosen = torch.stack([place == number for number in range(bins)]).to(confidence.dtype)  # (bins, N)
+    rows = chosen.sum(1)
+    divisor = rows.clamp(min=least) if divisor is None else divisor
+    return torch.stack([rows, chosen @ confidence / divisor, chosen @ right / divisor], dim=1)
 
 
-def floor_of(logits, labels):
-    return labels.bincount().max().item() / len(labels)
+def measured(logits, labels, temperature, bins, lowest=None, **options):
+    probabilities = torch.softmax(logits / temperature, dim=-1)
+    confidence, said = probabilities.max(-1)
+    place = cut_from(1 / logits.shape[-1] if lowest is None else lowest)(confidence, bins)
+    return table_of(confidence, (said == labels).to(confidence.dtype), place, bins, **options)
 
 
-def is_finite(logits):
-    return logits.isfinite().all()
+@wrong("2.3", "a column for each bin", "gives three numbers for each bin", "(bins, 3)")
+def turned_table(logits, labels, temperature=1.0, bins=5):
+    return measured(logits, labels, temperature, bins).T
 
 
-def is_constant(logits, labels):
-    return logits.softmax(-1).std(0).max() <= 0.02
+def between_edges(logits, labels, temperature, bins, inside):
+    confidence, said = torch.softmax(logits / temperature, dim=-1).max(-1)
+    edges = torch.linspace(1 / logits.shape[-1], 1, bins + 1)
+    place = torch.full(labels.shape, -1)
+    for number in range(bins):
+        place[inside(confidence, edges[number], edges[number + 1])] = number
+    return table_of(confidence, (said == labels).to(confidence.dtype), place, bins)
 
 
-def is_sure(logits):
-    return confidence_at(logits, 4) > 0.99
+@wrong("2.3", "leaves out confidence 1", "counts every row once", "a sure row")
+def open_above(logits, labels, temperature=1.0, bins=5):
+    return between_edges(
+        logits, labels, temperature, bins, lambda given, low, high: (given >= low) & (given < high)
+    )
 
 
-def can_be_renamed(logits, labels, needed, orders=all_orders):
-    return any(accuracy_of(logits[:, list(order)], labels) >= needed for order in orders(logits.shape[1]))
+@wrong("2.3", "leaves out confidence 1/K", "counts every row once", "one that knows nothing")
+def open_below(logits, labels, temperature=1.0, bins=5):
+    return between_edges(
+        logits, labels, temperature, bins, lambda given, low, high: (given > low + 1e-6) & (given <= high)
+    )
 
 
-def surer_than_right(logits, labels):
-    return confidence_at(logits, 1) - accuracy_of(logits, labels) >= 0.2
+@wrong("2.3", "cuts from 0 to 1", "cuts from 1/K to 1", "never below 1/K")
+def from_zero(logits, labels, temperature=1.0, bins=5):
+    return measured(logits, labels, temperature, bins, lowest=0.0)
 
 
-def tree(
-    logits,
-    labels,
-    finite=is_finite,
-    constant=is_constant,
-    floor=floor_of,
-    accuracy=accuracy_of,
-    sure=is_sure,
-    renamed=can_be_renamed,
-    shuffled=surer_than_right,
-):
-    if not finite(logits):
-        return "not finite"
-    if constant(logits, labels):
-        return "constant"
-    needed = floor(logits, labels) + (1 - floor(logits, labels)) / 5
-    if accuracy(logits, labels) >= needed:
-        return "saturated" if sure(logits) else "fine"
-    if renamed(logits, labels, needed):
-        return "renamed"
-    return "shuffled" if shuffled(logits, labels) else "weak"
+@wrong("2.3", "forgets T", "softens by T", "divide the logits by T")
+def at_t_one(logits, labels, temperature=1.0, bins=5):
+    return measured(logits, labels, 1.0, bins)
 
 
-@wrong("2.3", "returns a sentence", "answers with one of the seven words", "return one string")
-def sentence(logits, labels):
-    return f"the teacher is {tree(logits, labels)}"
+@wrong("2.3", "multiplies by T", "softens by T", "a larger T, a lower confidence")
+def sharpened(logits, labels, temperature=1.0, bins=5):
+    return measured(logits, labels, 1 / temperature, bins)
 
 
-@wrong("2.3", "argmax over the rows", "calls a good teacher fine", "one class per row")
-def over_rows(logits, labels):
-    return tree(logits, labels, accuracy=lambda *given: (logits.argmax(0)[0] == labels).double().mean())
+@wrong("2.3", "the label's probability", "takes the largest probability", "not of the label")
+def of_the_label(logits, labels, temperature=1.0, bins=5):
+    probabilities = torch.softmax(logits / temperature, dim=-1)
+    confidence, said = probabilities.max(-1)
+    place = cut_from(1 / logits.shape[-1])(confidence, bins)
+    of_label = probabilities[torch.arange(len(labels)), labels]
+    return table_of(of_label, (said == labels).to(confidence.dtype), place, bins)
 
 
-@wrong("2.3", "looks for NaN alone", "sees NaN and both infinities", "isnan misses infinity")
-def nan_alone(logits, labels):
-    return tree(logits, labels, finite=lambda given: not given.isnan().any())
+@wrong("2.3", "the middle of the bin", "takes the largest probability", "not the bin's middle")
+def middle_of_bin(logits, labels, temperature=1.0, bins=5):
+    table, lowest = measured(logits, labels, temperature, bins), 1 / logits.shape[-1]
+    middles = lowest + (torch.arange(bins, dtype=table.dtype) + 0.5) * (1 - lowest) / bins
+    return torch.stack([table[:, 0], middles * (table[:, 0] > 0), table[:, 2]], dim=1)
 
 
-@wrong("2.3", "spread of the logits", "finds a constant answer behind logits that vary", "changes no probability")
-def spread_of_logits(logits, labels):
-    return tree(logits, labels, constant=lambda *_: logits.std(0).max() <= 0.1)
+@wrong("2.3", "right means above one half", "compares the answered class with the label", "argmax == label")
+def above_half(logits, labels, temperature=1.0, bins=5):
+    probabilities = torch.softmax(logits / temperature, dim=-1)
+    confidence = probabilities.amax(-1)
+    right = (probabilities[torch.arange(len(labels)), labels] > 0.5).to(confidence.dtype)
+    return table_of(confidence, right, cut_from(1 / logits.shape[-1])(confidence, bins), bins)
 
 
-@wrong(
-    "2.3",
-    "one argmax is constant",
-    "does not take one verdict for a constant answer",
-    "differ in how sure they are",
-)
-def one_argmax(logits, labels):
-    same = len(logits.argmax(-1).unique()) == 1
-    return tree(logits, labels, constant=lambda *given: same or is_constant(*given))
+@wrong("2.3", "divides by all rows", "takes means over the rows of the bin", "not by N")
+def over_all_rows(logits, labels, temperature=1.0, bins=5):
+    return measured(logits, labels, temperature, bins, divisor=len(labels))
 
 
-@wrong("2.3", "measures at T = 1", "measures saturation at T = 4", "a good teacher is sure at T = 1")
-def at_one(logits, labels):
-    return tree(logits, labels, sure=lambda given: confidence_at(given, 1) > 0.99)
-
-
-@wrong("2.3", "beats chance", "measures goodness from the floor", "the most frequent label's share")
-def beats_chance(logits, labels):
-    return tree(logits, labels, floor=lambda *_: 1 / logits.shape[1])
-
-
-@wrong("2.3", "tries the reverse only", "finds renamed classes", "not only the reverse")
-def reverse_only(logits, labels):
-    def orders(classes):
-        return [range(classes), reversed(range(classes))]
-
-    return tree(logits, labels, renamed=lambda *given: can_be_renamed(*given, orders))
-
-
-@wrong("2.3", "tries rotations only", "finds renamed classes", "a rotation")
-def rotations_only(logits, labels):
-    def orders(classes):
-        return [[(number + shift) % classes for number in range(classes)] for shift in range(classes)]
-
-    return tree(logits, labels, renamed=lambda *given: can_be_renamed(*given, orders))
-
-
-@wrong("2.3", "gives two classes one name", "renames one to one", "two classes cannot get the same new name")
-def many_to_one(logits, labels):
-    def renamed(logits, labels, needed):
-        said = logits.argmax(-1)
-        return sum(labels[said == number].bincount().max() for number in said.unique()) / len(labels) >= needed
-
-    return tree(logits, labels, renamed=renamed)
-
-
-@wrong("2.3", "never suspects the order", "finds rows out of order", "exceeds accuracy by 0.2")
-def trusts_order(logits, labels):
-    return tree(logits, labels, shuffled=lambda *_: False)
-
-
-@wrong("2.3", "compares class shares", "tells a weak teacher from shuffled rows", "is not sure either")
-def class_shares(logits, labels):
-    def shuffled(logits, labels):
-        shares = [
-            classes.bincount(minlength=logits.shape[1]) / len(labels) for classes in (logits.argmax(-1), labels)
-        ]
-        return (shares[0] - shares[1]).abs().max() < 0.1
-
-    return tree(logits, labels, shuffled=shuffled)
+@wrong("2.3", "divides zero by zero", "gives zeros to an empty bin", "rows.clamp(min=1)")
+def zero_by_zero(logits, labels, temperature=1.0, bins=5):
+    return measured(logits, labels, temperature, bins, least=0)

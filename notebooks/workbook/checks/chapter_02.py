@@ -1,8 +1,5 @@
 """Exercises of chapter 02: the teacher."""
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 
 from workbook.checking import Answer, Exercise, expect, expect_close, expect_number, expect_tensor, show
@@ -205,169 +202,90 @@ def exact(answer: Answer) -> None:
         _expect_reached(answer, _logits(seed), wanted, tolerance=1e-4)
 
 
-DIAGNOSE = Exercise("2.3", "What is wrong with these logits?", difficulty=3, minutes=20)
-WORDS = ("not finite", "constant", "saturated", "fine", "renamed", "shuffled", "weak")
+RELIABILITY = Exercise("2.3", "As right as it is sure?", difficulty=2, minutes=20)
 
 
-def _labels(seed: int, shares: tuple[float, ...], rows: int = 400) -> torch.Tensor:
-    """Return labels of exactly these shares, mixed."""
-    counts = torch.tensor([round(share * rows) for share in shares])
-    labels = torch.repeat_interleave(torch.arange(len(shares)), counts)
-    return labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))]
+def _rows(*probabilities: tuple[float, ...]) -> torch.Tensor:
+    """Return logits with these probabilities at T = 1."""
+    return torch.tensor(probabilities, dtype=torch.float64).log()
 
 
-def _teacher(seed: int, labels: torch.Tensor, margin: float = 3.0, right: float = 0.9) -> torch.Tensor:
-    """Return logits that favour the right label in this share of rows, by about `margin`, else the next."""
-    classes = int(labels.max()) + 1
-    generator = torch.Generator().manual_seed(seed)
-    wrong = torch.randperm(len(labels), generator=generator)[round(right * len(labels)) :]
-    said = labels.clone()
-    said[wrong] = (said[wrong] + 1) % classes
-    noise = torch.rand(len(labels), classes, generator=generator)
-    return margin * (torch.nn.functional.one_hot(said, classes) + 0.5 * noise)
+def _occupied(answer: Answer, row: tuple[float, ...], label: int, temperature: float = 1.0) -> tuple[float, float]:
+    """Return confidence and share right of the one bin that a single row falls into."""
+    table = expect_tensor(answer(_rows(row), torch.tensor([label]), temperature, 4), (4, 3))
+    (place,) = torch.where(table[:, 0] == 1)[0].tolist()
+    return table[place, 1].item(), table[place, 2].item()
 
 
-def _expect_word(
-    answer: Callable[..., Any], logits: torch.Tensor, labels: torch.Tensor, word: str, what: str
-) -> None:
-    found = answer(logits, labels)
-    expect(isinstance(found, str) and found == word, f'"{show(found)}" instead of "{word}" for {what}')
-
-
-def _numbers(logits: torch.Tensor, labels: torch.Tensor) -> str:
-    """Describe logits by the numbers that the definitions use."""
-    accuracy = (logits.argmax(-1) == labels).double().mean().item()
-    floor = labels.bincount().max().item() / len(labels)
-    return (
-        f"accuracy {accuracy:.2f}, floor {floor:.2f}, "
-        f"confidence {_confidence(logits, 1):.2f} at T = 1, {_confidence(logits, 4):.2f} at T = 4"
-    )
-
-
-@DIAGNOSE.probe("answers with one of the seven words", hint=f"return one string: {', '.join(WORDS)}")
-def one_word(answer: Answer) -> None:
-    labels = _labels(1, (0.5, 0.5))
-    found: Any = answer(_teacher(1, labels), labels)
-    expect(isinstance(found, str) and found in WORDS, f"{type(found).__name__} {show(found)}")
-
-
-@DIAGNOSE.probe(
-    "calls a good teacher fine",
-    hint="compare argmax(-1), one class per row, with the labels; good is floor + (1 - floor) / 5 or more",
+@RELIABILITY.probe(
+    "gives three numbers for each bin",
+    hint="a tensor (bins, 3): stack rows, confidence and share right with dim=1",
 )
-def good(answer: Answer) -> None:
-    for seed, shares in ((2, (0.5, 0.5)), (3, (0.2, 0.3, 0.5)), (4, (0.1, 0.9))):
-        labels = _labels(seed, shares)
-        logits = _teacher(seed, labels, right=0.93)
-        _expect_word(answer, logits, labels, "fine", _numbers(logits, labels))
+def three_numbers(answer: Answer) -> None:
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    expect_tensor(answer(_logits(21, rows=6), labels, 1.0, 5), (5, 3))
 
 
-@DIAGNOSE.probe(
-    "sees NaN and both infinities",
-    hint="isnan misses infinity, and a comparison with NaN is always false: not logits.isfinite().all()",
+@RELIABILITY.probe(
+    "counts every row once",
+    hint="the ends belong to the bins: a sure row (confidence 1) to the last, one that knows nothing (1/K) to the "
+    "first, also where rounding puts it a little beyond",
 )
-def not_finite(answer: Answer) -> None:
-    labels = _labels(5, (0.5, 0.5))
-    for value in (torch.nan, torch.inf, -torch.inf):
-        logits = _teacher(5, labels)
-        logits[7, 0] = value
-        _expect_word(answer, logits, labels, "not finite", f"logits of which one is {value}")
+def every_row_once(answer: Answer) -> None:
+    ends = torch.tensor([[0.0, 0.0, 0.0], [900.0, 0.0, 0.0]])
+    logits = torch.cat([_logits(22, rows=30).float(), ends])
+    counts = answer(logits, torch.zeros(32, dtype=torch.long), 1.0, 4)[:, 0]
+    saw = f"{show(counts)}, in all {show(counts.sum())} of 32 rows"
+    expect(counts.sum() == 32, saw)
 
 
-@DIAGNOSE.probe(
-    "finds a constant answer behind logits that vary",
-    hint="a number added to all logits of a row changes no probability: look at the softmax, not at the logits",
+@RELIABILITY.probe(
+    "cuts from 1/K to 1", hint="the largest of K probabilities is never below 1/K: the bins begin there, not at 0"
 )
-def constant(answer: Answer) -> None:
-    labels = _labels(6, (0.4, 0.3, 0.3))
-    generator = torch.Generator().manual_seed(6)
-    logits = torch.tensor([0.3, 0.1, -0.2]) + 0.02 * torch.randn(400, 3, generator=generator)
-    _expect_word(answer, logits, labels, "constant", "rows that hardly differ")
-    logits = logits + 5 * torch.randn(400, 1, generator=generator)
-    _expect_word(answer, logits, labels, "constant", "the same rows, with another number added to each")
+def from_one_in_k(answer: Answer) -> None:
+    logits = _rows((0.6, 0.4), (0.3, 0.7), (0.1, 0.9))
+    counts = answer(logits, torch.tensor([0, 0, 1]), 1.0, 2)[:, 0].tolist()
+    expect(counts == [2, 1], f"{show(counts)} rows instead of [2, 1] for confidences 0.6, 0.7 and 0.9, K = 2")
 
 
-@DIAGNOSE.probe(
-    "does not take one verdict for a constant answer",
-    hint="rows with the same argmax can still differ in how sure they are: look at the probabilities' spread",
+@RELIABILITY.probe(
+    "takes the largest probability",
+    hint="confidence is the probability of the class that is answered, not of the label, and not the bin's middle",
 )
-def same_verdict(answer: Answer) -> None:
-    labels = _labels(7, (0.45, 0.55))
-    second = 0.2 + torch.rand(400, generator=torch.Generator().manual_seed(7))
-    logits = torch.stack([torch.zeros(400), second], dim=1)
-    what = f"rows that all favour class 1, with probabilities from 0.55 to 0.77 ({_numbers(logits, labels)})"
-    _expect_word(answer, logits, labels, "weak", what)
+def largest_probability(answer: Answer) -> None:
+    for label in (1, 0):
+        confidence, _ = _occupied(answer, (0.15, 0.79, 0.06), label)
+        saw = f"a confidence of {confidence:.4g} for probabilities 0.15, 0.79, 0.06 with label {label}"
+        expect(abs(confidence - 0.79) < 1e-6, saw)
 
 
-@DIAGNOSE.probe(
-    "measures saturation at T = 4",
-    hint="a good teacher is sure at T = 1; saturated means a confidence above 0.99 at T = 4",
+@RELIABILITY.probe(
+    "softens by T", hint="divide the logits by T before the softmax: a larger T, a lower confidence"
 )
-def saturated(answer: Answer) -> None:
-    labels = _labels(8, (0.3, 0.3, 0.4))
-    for margin, word in ((20.0, "fine"), (100.0, "saturated")):
-        logits = _teacher(8, labels, margin, right=0.95)
-        _expect_word(answer, logits, labels, word, _numbers(logits, labels))
+def softened(answer: Answer) -> None:
+    confidence, _ = _occupied(answer, (0.1, 0.8, 0.1), 1, temperature=3.0)
+    expect_close(confidence, 0.5)  # 8 ** (1/3) : 1 : 1
 
 
-@DIAGNOSE.probe(
-    "measures goodness from the floor",
-    hint="a constant reaches the most frequent label's share: good starts a fifth of the way from there to 1",
+@RELIABILITY.probe(
+    "compares the answered class with the label", hint="right means argmax == label, however sure the row is"
 )
-def from_the_floor(answer: Answer) -> None:
-    labels = _labels(9, (0.1, 0.9))
-    logits = _teacher(9, labels, margin=4.0, right=0.85)
-    _expect_word(answer, logits, labels, "weak", _numbers(logits, labels))
+def compares_class(answer: Answer) -> None:
+    rows = ((0.4, 0.35, 0.25), 0, 1.0), ((0.1, 0.8, 0.1), 0, 0.0), ((0.2, 0.2, 0.6), 2, 1.0)
+    for row, label, expected in rows:
+        _, right = _occupied(answer, row, label)
+        expect(right == expected, f"{right:.3g} instead of {expected:.0f} for probabilities {row}, label {label}")
 
 
-@DIAGNOSE.probe(
-    "finds renamed classes",
-    hint="try every order of the classes, itertools.permutations(range(K)), not only the reverse or a rotation",
+@RELIABILITY.probe(
+    "takes means over the rows of the bin", hint="divide each bin's sum by the bin's own number of rows, not by N"
 )
-def renamed(answer: Answer) -> None:
-    for seed, shares, order in (
-        (10, (0.5, 0.5), [1, 0]),
-        (11, (0.3, 0.3, 0.4), [1, 2, 0]),
-        (12, (0.2, 0.2, 0.2, 0.2, 0.2), [0, 2, 4, 1, 3]),  # no rotation brings two columns home
-    ):
-        labels = _labels(seed, shares)
-        logits = _teacher(seed, labels)[:, order]
-        _expect_word(answer, logits, labels, "renamed", f"columns in the order {order}")
+def means_of_bin(answer: Answer) -> None:
+    table = answer(_rows((0.6, 0.4), (0.3, 0.7), (0.1, 0.9)), torch.tensor([0, 0, 1]), 1.0, 2)
+    expect_close(table, torch.tensor([[2, 0.65, 0.5], [1, 0.9, 1.0]]))
 
 
-@DIAGNOSE.probe(
-    "renames one to one",
-    hint="two classes cannot get the same new name: each column of a renaming stands for another label",
-)
-def one_to_one(answer: Answer) -> None:
-    labels = _labels(13, (0.68, 0.3, 0.02))
-    said = torch.tensor([0, 2, 0])[labels]
-    said[torch.where(labels == 0)[0][::2]] = 1  # columns 0 and 1 share the rows of class 0, column 2 has class 1
-    noise = torch.rand(400, 3, generator=torch.Generator().manual_seed(13))
-    logits = 0.5 * torch.nn.functional.one_hot(said, 3) + 0.1 * noise
-    what = "column 2 for class 1, columns 0 and 1 both for class 0"
-    _expect_word(answer, logits, labels, "weak", f"{what} ({_numbers(logits, labels)})")
-
-
-@DIAGNOSE.probe(
-    "finds rows out of order",
-    hint="where confidence exceeds accuracy by 0.2, on rows of its training, it answers other rows",
-)
-def out_of_order(answer: Answer) -> None:
-    for seed, shares in ((14, (0.5, 0.5)), (15, (0.2, 0.3, 0.5))):
-        labels = _labels(seed, shares)
-        mixed = torch.randperm(400, generator=torch.Generator().manual_seed(seed + 100))
-        logits = _teacher(seed, labels, margin=6.0)[mixed]
-        _expect_word(answer, logits, labels, "shuffled", _numbers(logits, labels))
-
-
-@DIAGNOSE.probe(
-    "tells a weak teacher from shuffled rows",
-    hint="a teacher that has learnt little is not sure either: compare its confidence with its accuracy",
-)
-def weak(answer: Answer) -> None:
-    for seed, shares in ((16, (0.5, 0.5)), (17, (0.3, 0.3, 0.4))):
-        labels = _labels(seed, shares)
-        mixed = torch.randperm(400, generator=torch.Generator().manual_seed(seed + 100))
-        logits = _teacher(seed, labels, margin=0.6)[mixed]
-        _expect_word(answer, logits, labels, "weak", _numbers(logits, labels))
+@RELIABILITY.probe("gives zeros to an empty bin", hint="0 / 0 is NaN: divide by rows.clamp(min=1)")
+def empty_bin(answer: Answer) -> None:
+    table = answer(_rows((0.95, 0.05), (0.99, 0.01)), torch.tensor([0, 0]), 1.0, 3)
+    expect((table[:2] == 0).all(), f"{show(table[0])} for a bin without rows")
