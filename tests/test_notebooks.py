@@ -167,6 +167,75 @@ def test_headers_count_words_and_exercises_and_lead_on(path):
         assert re.search(rf"\*\*Next:?\*\*:? \[[^]]+\]\({NAMES[position + 1]}\.ipynb\)", recap), recap
 
 
+# figures of the text that no output prints, with where they come from
+DERIVED = {
+    "01_data": {"88": "130 held-out pairs by the share of equivalent ones", "512": "BERT's positions"},
+    "02_teacher": {"0.693": "ln 2", "28": "01", "22": "MiniLM's millions of parameters"},
+    "03_bottleneck": {"14": "the legend of the picture", "832": "26 tokens by 32 codebooks"},
+    "04_loss": {"0.96": "02", "0.93": "02"},
+    "05_training": {
+        "3.2": "an exercise", "37": "the toy's larger class", "384": "MiniLM's dimensions", "960": "32 by 30",
+        "70": "the picture",
+    },
+    "06_evaluation": {
+        "97": "the aim", "216": "the picture", "181": "the picture", "0.44": "the picture",
+    },
+    "07_carried_keys": {
+        "70": "a guess to choose from", "0.75": "the picture", "0.28": "the picture", "0.26": "the picture",
+        "0.63": "the picture", "0.15": "the picture", "14": "the picture",
+    },
+    "08_continual_learning": {
+        "550": "a round number for 555", "384": "MiniLM's dimensions", "240": "rows of two topics",
+    },
+    "09_capstone": {},
+}  # fmt: skip
+# 1,008 and 0.57 and 63, but no years of papers, no numbers in names, links and code
+FIGURE = re.compile(r"(?<![\w.,:/^-])(?!(?:19|20)\d\d\b)(?:\d{1,3}(?:,\d{3})+|\d+\.\d+|\d{2,})(?![\w:/])")
+
+
+def figures_of_the_text(notebook):
+    """Read the numbers of two digits and more in a chapter's own text: no header, tables, exercises, formulas."""
+    for cell in notebook.cells[1:]:
+        if cell.cell_type == "markdown" and not cell.id.startswith("exercise-"):
+            lines = [line for line in cell.source.splitlines() if not line.startswith("|")]
+            text = re.sub(r"\]\([^)]*\)|`[^`]*`|\$[^$]*\$|arXiv:? [\d.]+", " ", "\n".join(lines))
+            yield from (match.group() for match in FIGURE.finditer(text))
+
+
+def printed_numbers(notebook):
+    """Read all numbers of a chapter's code and stored outputs."""
+    texts = []
+    for cell in code_cells(notebook):
+        texts.append(cell.source)
+        for output in cell.outputs:
+            data = output.get("data", {})
+            texts += [
+                output.get("text", ""),
+                data.get("text/plain", ""),
+                re.sub("<[^>]+>", " ", data.get("text/html", "")),
+            ]
+    return {
+        float(number.replace(",", "")) for number in re.findall(r"\d[\d,]*(?:\.\d+)?(?:e-?\d+)?", "\n".join(texts))
+    }
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_figures_of_the_text_stand_in_an_output(path):
+    notebook = nbformat.read(path, as_version=4)
+    printed = printed_numbers(notebook)
+
+    def is_printed(figure):
+        digits = len(figure.partition(".")[2])
+        wanted = float(figure.replace(",", ""))
+        # rounded as the text does, and as a share or in per cent
+        return any(
+            abs(number * scale - wanted) <= 0.5 * 10**-digits + 1e-9 for number in printed for scale in (1, 100)
+        )
+
+    missing = {figure for figure in figures_of_the_text(notebook) if not is_printed(figure)}
+    assert missing == DERIVED.get(path.stem, {}).keys(), path.stem
+
+
 def course_map(text):
     """Read the rows of the course's table: notebook, minutes to read, minutes of exercises."""
     rows = re.findall(r"^\| \[[^]]+\]\((?:notebooks/)?(\w+)\.ipynb\) \|.*\| (\d+) \| (\d+) \|$", text, re.M)
