@@ -1,6 +1,6 @@
-"""Solved notebooks in a real JupyterLab, the explorer by keyboard alone; pictures in data/runs/screenshots.
+"""Solved notebooks in a real JupyterLab, the benches by keyboard alone; pictures in data/runs/screenshots.
 
-The notebooks with an explorer run whole, of the others only the exercises: strict comparison runs the rest.
+The notebooks with a bench run whole, of the others only the exercises: strict comparison runs the rest.
 """
 
 import re
@@ -19,8 +19,9 @@ if browser.CHROMIUM is None:
 
 SCREENSHOTS = runs_folder() / "screenshots"
 TRAINED = {"03_bottleneck": False, "06_evaluation": True}  # notebooks with an explorer: are its values trained?
+SIZES = "05_training"
 SUPPRESSOR = "08_continual_learning"
-WHOLE = {*TRAINED, SUPPRESSOR}
+WHOLE = {*TRAINED, SIZES, SUPPRESSOR}
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +77,8 @@ def test_run_all_in_jupyterlab(lab, page, path):
     browser.screenshots(page, SCREENSHOTS, path.stem)
     if path.stem in TRAINED:
         explore_by_keyboard(page, TRAINED[path.stem], path.stem)
+    if path.stem == SIZES:
+        choose_a_size_by_keyboard(page, path.stem)
     if path.stem == SUPPRESSOR:
         suppress_by_keyboard(page, path.stem)
     assert page.errors == []
@@ -137,6 +140,27 @@ def explore_by_keyboard(page, trained, name):
     page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
     page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
     explorer.screenshot(path=SCREENSHOTS / f"{name}-explorer-dark.png")
+
+
+def choose_a_size_by_keyboard(page, name):
+    """Choose the fewest codebooks and keys in the menus, read the table and the ring in the picture: with no mouse."""
+    menu = page.get_by_role("combobox", name="Codebooks C")
+    bench = page.locator(".widget-vbox").filter(has=menu)
+    table, ring = bench.get_by_role("table"), bench.locator("svg g[id^=PathCollection] use")
+    menu.focus()
+    before = ring.get_attribute("x"), ring.get_attribute("y")
+    page.keyboard.press("Home")
+    bench.get_by_text("C = 1, K = 256, beside").wait_for()
+    page.keyboard.press("Tab")
+    assert page.get_by_role("combobox", name="Keys K").evaluate("menu => menu === document.activeElement")
+    page.keyboard.press("Home")
+    bench.get_by_text("C = 1, K = 2, beside").wait_for()
+    assert table.get_by_role("row", name="bits a token").inner_text().split("\t")[1:] == ["1", "256"]
+    assert (ring.get_attribute("x"), ring.get_attribute("y")) != before
+    bench.screenshot(path=SCREENSHOTS / f"{name}-sizes.png")
+    page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+    page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
+    bench.screenshot(path=SCREENSHOTS / f"{name}-sizes-dark.png")
 
 
 def suppress_by_keyboard(page, name):

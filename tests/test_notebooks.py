@@ -292,10 +292,7 @@ def test_typed_loss_is_the_librarys(temperature, alpha):
 
 
 def test_typed_training_parts_are_the_librarys(pretrained):
-    weights = typed("05_training", "teacher_weights_by_hand")(pretrained, 2)
     student = kvlib.DistilBERTwithBottleNeck.from_teacher(pretrained, num_layers=2)
-    for name, tensor in student.distilbert.state_dict().items():
-        assert torch.equal(tensor, weights[name])
     generator = torch.Generator().manual_seed(3)
     key_indices = torch.randint(8, (2, 5, 4), generator=generator)
     key_indices[1, 3:] = -1
