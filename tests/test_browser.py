@@ -143,12 +143,12 @@ def explore_by_keyboard(page, trained, name):
 
 
 def choose_a_size_by_keyboard(page, name):
-    """Choose the fewest codebooks and keys in the menus, read the table and the ring in the picture: with no mouse."""
+    """Choose the fewest codebooks and keys in the menus, read table and picture: with no mouse."""
     menu = page.get_by_role("combobox", name="Codebooks C")
     bench = page.locator(".widget-vbox").filter(has=menu)
-    table, ring = bench.get_by_role("table"), bench.locator("svg g[id^=PathCollection] use")
+    table, ring = bench.get_by_role("table"), bench.locator("svg circle").first
     menu.focus()
-    before = ring.get_attribute("x"), ring.get_attribute("y")
+    before = ring.get_attribute("cx"), ring.get_attribute("cy")
     page.keyboard.press("Home")
     bench.get_by_text("C = 1, K = 256, beside").wait_for()
     page.keyboard.press("Tab")
@@ -156,7 +156,7 @@ def choose_a_size_by_keyboard(page, name):
     page.keyboard.press("Home")
     bench.get_by_text("C = 1, K = 2, beside").wait_for()
     assert table.get_by_role("row", name="bits a token").inner_text().split("\t")[1:] == ["1", "256"]
-    assert (ring.get_attribute("x"), ring.get_attribute("y")) != before
+    assert (ring.get_attribute("cx"), ring.get_attribute("cy")) != before
     bench.screenshot(path=SCREENSHOTS / f"{name}-sizes.png")
     page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
     page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")

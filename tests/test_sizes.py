@@ -9,8 +9,10 @@ import ipywidgets
 import nbformat
 import pandas as pd
 import pytest
+from test_exercises import cells_of, solution_of
 
 from kvlib import get_profile
+from kvlib.recipe.continual import continual_summary
 from workbook.size_bench import SizeBench, describe_size, read_sizes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -98,6 +100,37 @@ def test_every_control_has_a_label_and_the_text_is_the_same_every_time(sizes):
     assert texts == {repr(bench)} and not re.search(r"\d", repr(bench))
 
 
-def text_of_chapter_05():
+def test_the_sentences_of_chapter_05_are_those_of_the_file(found, sizes):
     cells = nbformat.read(ROOT / "notebooks" / "05_training.ipynb", as_version=4).cells
-    return {cell.id: " ".join(cell.source.split()) for cell in cells}
+    text = {cell.id: " ".join(cell.source.split()) for cell in cells}
+    table, _, noise = sizes
+    by_size = table.set_index(["num_codebooks", "codebook_size"])
+    smallest, largest = by_size.loc[(1, 2)], by_size.loc[(128, 1024)]
+    assert (smallest["megabytes"], largest["megabytes"]) == (table["megabytes"].min(), table["megabytes"].max())
+    assert f"ran stage 3 with {len(table)} sizes, three seeds each" in text["sizes-text"]
+    assert (largest["bits_a_token"], smallest["bits_a_token"]) == (1280, 1) and "1,280 bits" in text["sizes-text"]
+    ahead = smallest["accuracy"] - largest["accuracy"]
+    said = f"the smallest is {100 * ahead:.1f} points *ahead*, within one standard error ({100 * noise:.1f})"
+    assert said in text["sizes-answer"] and ahead < noise
+    errors = f"from {smallest['quantization_error']:.2f} to {largest['quantization_error']:.2f}"
+    assert f"the error falls {errors}" in text["sizes-answer"]
+    topics = continual_summary(ROOT / "data" / "results" / "continual.json", "topics")["final accuracy"]
+    for codebooks, size in ((1, 16), (128, 256)):
+        share = round(float(topics[f"bottleneck, C = {codebooks}, K = {size}"].split()[0]))
+        assert re.search(rf"C = {codebooks}, K = {size} (ends )?at {share} %", text["sizes-answer"])
+
+
+def test_the_conclusion_of_exercise_5_4_is_that_of_the_file(found, sizes):
+    answers = cells_of("5.4")[3].source
+    space = {}
+    exec(solution_of("5.4"), space)
+    table, _, noise = sizes
+    rows = found["rows"]["held_out"]
+    codebooks, size = space["choose_size"](table, 0.2, rows)
+    by_size = table.set_index(["num_codebooks", "codebook_size"])
+    chosen, other = by_size.loc[(codebooks, size)], by_size.loc[(128, 64)]
+    assert other["quantization_error"] == table.loc[table["megabytes"] <= 0.2, "quantization_error"].min()
+    assert f"C = {codebooks}, K = {size}, of {chosen['megabytes']:.3f} MB" in answers
+    assert f"standard error of {100 * noise:.1f} points" in answers and f"{rows} rows of one task" in answers
+    errors = (chosen["quantization_error"], other["quantization_error"])
+    assert "error of {:.2f}, where C = 128, K = 64 has {:.2f}".format(*errors) in answers

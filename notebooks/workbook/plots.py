@@ -307,13 +307,7 @@ def plot_usage(usage: pd.DataFrame, codebook_size: int, title: str) -> Figure:
     return figure
 
 
-def plot_sizes(
-    sizes: pd.DataFrame,
-    references: Mapping[str, float],
-    noise: float,
-    title: str,
-    chosen: tuple[int, int] | None = None,
-) -> Figure:
+def plot_sizes(sizes: pd.DataFrame, references: Mapping[str, float], noise: float, title: str) -> Figure:
     """Draw score and quantisation error of bottlenecks of many sizes over their megabytes.
 
     Parameters
@@ -326,12 +320,11 @@ def plot_sizes(
         Standard error of an accuracy, drawn as a band below the best one.
     title : str
         The finding.
-    chosen : tuple of int, optional
-        C and K of the size to point out.
 
     Returns
     -------
     matplotlib.figure.Figure
+        Axes of accuracy and of quantisation error.
     """
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     best = sizes["accuracy"].max()
@@ -346,11 +339,8 @@ def plot_sizes(
         for number, (codebooks, rows) in enumerate(sizes.groupby("num_codebooks")):
             style = {"marker": _MARKERS[number], "markersize": 5, "linewidth": 0.8}
             ax.plot(rows["megabytes"], rows[column], label=f"C = {codebooks}", **style)
-        if chosen:
-            row = sizes.set_index(["num_codebooks", "codebook_size"]).loc[chosen]
-            ring = {"s": 190, "facecolor": "none", "edgecolor": "black", "linewidth": 2, "zorder": 3}
-            ax.scatter(row["megabytes"], row[column], **ring)
         ax.set_xscale("log")
+        ax.xaxis.set_major_formatter("{x:g}")
     _references(axes[0], references, horizontal=True)
     axes[0].set_ylim(min(references.values()) - 0.02, 1)
     axes[1].set_ylim(0, 1)

@@ -72,13 +72,24 @@ def describe_size(sizes: pd.DataFrame, noise: float, chosen: Sequence[tuple[int,
 
 
 def themed_svg(figure: Figure, description: str) -> str:
-    """Close a figure and return it as an SVG whose black is the theme's colour of text."""
+    """Write a figure as an SVG whose black is the theme's colour of text."""
     with io.StringIO() as written, plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "bench"}):
         figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})
         svg = written.getvalue()
-    plt.close(figure)
     svg = re.sub(r"#000000|\bblack\b", "currentcolor", svg[svg.index("<svg") :])
     return svg.replace("<svg", f'<svg role="img" aria-label="{description}" style="{_THEME}"', 1)
+
+
+def _places(figure: Figure, sizes: pd.DataFrame) -> dict[tuple[int, int], list[tuple[float, float]]]:
+    """Return where in the SVG the points of each size ``(C, K)`` lie, in both axes."""
+    figure.set_dpi(72)  # an SVG counts in points
+    figure.draw_without_rendering()
+    height, places = figure.bbox.height, {}
+    for row in sizes.itertuples():
+        values = zip(figure.axes, (row.accuracy, row.quantization_error), strict=True)
+        points = [ax.transData.transform((row.megabytes, value)) for ax, value in values]
+        places[row.num_codebooks, row.codebook_size] = [(x, height - y) for x, y in points]
+    return places
 
 
 class SizeBench:
@@ -98,7 +109,7 @@ class SizeBench:
     """
 
     def __init__(self, sizes: pd.DataFrame, references: dict[str, float], noise: float) -> None:
-        self._measured = sizes, references, noise
+        self._measured = sizes, noise
         quick = get_profile("quick")
         self._compared = quick.num_codebooks, quick.codebook_size
         self.num_codebooks, self.codebook_size = (
@@ -108,6 +119,11 @@ class SizeBench:
         self._table, self._picture = widgets.HTML(), widgets.HTML()
         for menu in (self.num_codebooks, self.codebook_size):
             menu.observe(lambda _: self._show(), "value")
+        # drawn once, which takes half a second; a move only moves the rings
+        figure = plots.plot_sizes(sizes, references, noise, "The rings mark the chosen size")
+        self._places = _places(figure, sizes)
+        self._svg = themed_svg(figure, "accuracy and quantisation error over megabytes")
+        plt.close(figure)
         style = widgets.HTML(f'<style onload="{KEYBOARD}">{STYLE}</style>')
         self.view = widgets.VBox([style, self.num_codebooks, self.codebook_size, self._table, self._picture])
         self._show()
@@ -120,10 +136,10 @@ class SizeBench:
         return self.view._repr_mimebundle_(**options) | {"text/plain": repr(self)}
 
     def _show(self) -> None:
-        sizes, references, noise = self._measured
         chosen = (self.num_codebooks.value, self.codebook_size.value)
-        self.frame = describe_size(sizes, noise, dict.fromkeys((chosen, self._compared)))
+        self.frame = describe_size(*self._measured, dict.fromkeys((chosen, self._compared)))
         caption = f"C = {chosen[0]}, K = {chosen[1]:,}, beside the size of the profile quick"
         self._table.value = html_table(self.frame, caption, live=True)
-        figure = plots.plot_sizes(sizes, references, noise, "The ring is the chosen size", chosen)
-        self._picture.value = themed_svg(figure, "accuracy and quantisation error over megabytes, the size ringed")
+        ring = '<circle cx="{:.1f}" cy="{:.1f}" r="9" fill="none" stroke="currentcolor" stroke-width="2"/>'
+        rings = "".join(ring.format(x, y) for x, y in self._places[chosen])
+        self._picture.value = self._svg.replace("</svg>", f"{rings}</svg>")
