@@ -25,23 +25,11 @@ _THEME = "color: var(--jp-content-font-color1, inherit); fill: currentcolor; max
 
 
 def read_sizes(path: str | Path) -> tuple[pd.DataFrame, dict[str, float], float]:
-    """Read the measured sizes: means over their seeds, reference accuracies, an accuracy's standard error.
+    """Read what ``tests/benchmarks/bench_sizes.py`` wrote.
 
-    Parameters
-    ----------
-    path : str or pathlib.Path
-        As ``tests/benchmarks/bench_sizes.py`` writes it.
-
-    Returns
-    -------
-    sizes : pandas.DataFrame
-        A row a size, ascending: ``num_codebooks``, ``codebook_size``, ``megabytes`` of keys and values,
-        ``bits_a_token``, ``perplexity`` and ``dead_keys`` a codebook, ``quantization_error``, ``accuracy``, and
-        ``accuracy_std`` over the seeds.
-    references : dict of str to float
-        Accuracies of the distilled student and of the majority class on the same rows.
-    noise : float
-        Standard error that so few rows give the best accuracy.
+    Returns a row a size, ascending, of means over seeds (``num_codebooks``, ``codebook_size``, ``megabytes`` of keys
+    and values, ``bits_a_token``, ``perplexity`` and ``dead_keys`` a codebook, ``quantization_error``, ``accuracy``,
+    ``accuracy_std`` over the seeds), the accuracies to compare with, and the standard error of the best accuracy.
     """
     found = json.loads(Path(path).read_text(encoding="utf-8"))
     by_size = pd.DataFrame(found["runs"]).groupby(_SIZE)
@@ -112,8 +100,9 @@ class SizeBench:
         self._measured = sizes, noise
         quick = get_profile("quick")
         self._compared = quick.num_codebooks, quick.codebook_size
+        wide = {"description_width": "100px"}
         self.num_codebooks, self.codebook_size = (
-            widgets.Dropdown(description=name, options=sizes[column].sort_values().unique().tolist(), value=value)
+            widgets.Dropdown(description=name, options=sorted(set(sizes[column])), value=value, style=wide)
             for name, column, value in zip(("Codebooks C", "Keys K"), _SIZE, self._compared, strict=True)
         )
         self._table, self._picture = widgets.HTML(), widgets.HTML()
