@@ -12,7 +12,7 @@ import pytest
 from test_exercises import cells_of, solution_of
 
 from kvlib import get_profile
-from kvlib.recipe.continual import continual_summary
+from kvlib.continual.grid import continual_summary
 from workbook.size_bench import SizeBench, describe_size, read_sizes
 
 ROOT = Path(__file__).resolve().parents[1]

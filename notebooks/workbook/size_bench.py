@@ -27,9 +27,10 @@ _THEME = "color: var(--jp-content-font-color1, inherit); fill: currentcolor; max
 def read_sizes(path: str | Path) -> tuple[pd.DataFrame, dict[str, float], float]:
     """Read what ``tests/benchmarks/bench_sizes.py`` wrote.
 
-    Returns a row a size, ascending, of means over seeds (``num_codebooks``, ``codebook_size``, ``megabytes`` of keys
-    and values, ``bits_a_token``, ``perplexity`` and ``dead_keys`` a codebook, ``quantization_error``, ``accuracy``,
-    ``accuracy_std`` over the seeds), the accuracies to compare with, and the standard error of the best accuracy.
+    Returns a row a size, ascending, of means over seeds (``num_codebooks``, ``codebook_size``, ``megabytes`` of
+    keys and values, ``bits_a_token``, ``perplexity`` and ``dead_keys`` a codebook, ``quantization_error``,
+    ``accuracy``, and its ``accuracy_std`` over the seeds), the accuracies to compare with, and the standard error
+    of the best accuracy.
     """
     found = json.loads(Path(path).read_text(encoding="utf-8"))
     by_size = pd.DataFrame(found["runs"]).groupby(_SIZE)
