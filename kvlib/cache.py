@@ -99,5 +99,5 @@ def cached_tensors(
         found = stored.metadata() or {}
         differing = " and ".join(name for name, value in made_from.items() if found.get(name) != value)
         if differing:
-            raise ValueError(f"{path} was made from different {differing}: delete it, or choose another path")
+            raise ValueError(f"{path} does not match the current {differing}: delete it, or choose another path")
         return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a dict)

@@ -385,7 +385,7 @@ class KeyIndexDataset(Dataset):
     for them as for the tokens, bit for bit; only where two keys are equally near to within the rounding of the
     encoder's float32, another batch may find the other. Labels, idx, teacher logits and order are those of
     `dataset`. With a `folder` they are kept there, in a file named by what they were made from; ValueError if it
-    was made from something else, RuntimeError if the keys are not frozen.
+    does not match, RuntimeError if the keys are not frozen.
 
     Attributes
     ----------

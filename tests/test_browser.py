@@ -19,8 +19,8 @@ if browser.CHROMIUM is None:
 
 SCREENSHOTS = runs_folder() / "screenshots"
 TRAINED = {"03_bottleneck": False, "06_evaluation": True}  # notebooks with an explorer: are its values trained?
-SUPPRESSOR, LOSS_BENCH = "08_continual_learning", "04_loss"
-WHOLE = {*TRAINED, SUPPRESSOR, LOSS_BENCH}
+SIZES, SUPPRESSOR, LOSS_BENCH = "05_training", "08_continual_learning", "04_loss"
+WHOLE = {*TRAINED, SIZES, SUPPRESSOR, LOSS_BENCH}
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +76,8 @@ def test_run_all_in_jupyterlab(lab, page, path):
     browser.screenshots(page, SCREENSHOTS, path.stem)
     if path.stem in TRAINED:
         explore_by_keyboard(page, TRAINED[path.stem], path.stem)
+    if path.stem == SIZES:
+        choose_a_size_by_keyboard(page, path.stem)
     if path.stem == SUPPRESSOR:
         suppress_by_keyboard(page, path.stem)
     if path.stem == LOSS_BENCH:
@@ -139,6 +141,27 @@ def explore_by_keyboard(page, trained, name):
     page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
     page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
     explorer.screenshot(path=SCREENSHOTS / f"{name}-explorer-dark.png")
+
+
+def choose_a_size_by_keyboard(page, name):
+    """Choose the fewest codebooks and keys in the menus, read table and picture: with no mouse."""
+    menu = page.get_by_role("combobox", name="Codebooks C")
+    bench = page.locator(".widget-vbox").filter(has=menu)
+    table, ring = bench.get_by_role("table"), bench.locator("svg circle").first
+    menu.focus()
+    before = ring.get_attribute("cx"), ring.get_attribute("cy")
+    page.keyboard.press("Home")
+    bench.get_by_text("C = 1, K = 256, beside").wait_for()
+    page.keyboard.press("Tab")
+    assert page.get_by_role("combobox", name="Keys K").evaluate("menu => menu === document.activeElement")
+    page.keyboard.press("Home")
+    bench.get_by_text("C = 1, K = 2, beside").wait_for()
+    assert table.get_by_role("row", name="bits a token").inner_text().split("\t")[1:] == ["1", "256"]
+    assert (ring.get_attribute("cx"), ring.get_attribute("cy")) != before
+    bench.screenshot(path=SCREENSHOTS / f"{name}-sizes.png")
+    page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+    page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
+    bench.screenshot(path=SCREENSHOTS / f"{name}-sizes-dark.png")
 
 
 def suppress_by_keyboard(page, name):

@@ -147,8 +147,8 @@ def test_a_stage_made_from_something_else_ends_a_real_process_with_one_line_and_
     assert code == 1
     assert printed.startswith("sst2: single texts, 2 classes")
     assert errors.splitlines() == [
-        f"kvlib: {folder} is damaged (it was made from something else than its name says): delete it and start "
-        "the same command again"
+        f"kvlib: {folder} is damaged (its record does not match its name): delete it and start the same "
+        "command again"
     ]
 
 

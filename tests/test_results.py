@@ -12,6 +12,7 @@ from kvlib import TASKS
 from kvlib.continual.grid import continual_summary, read_continual, suppression_summary
 from kvlib.recipe import BASELINES, COMPARED, SYSTEMS
 from kvlib.recipe.evidence import evidence_table, kept_above, kept_share, read_evidence
+from workbook.size_bench import read_sizes
 
 ROOT = Path(__file__).resolve().parents[1]
 GLUE = ROOT / "data" / "results" / "glue.json"
@@ -190,6 +191,22 @@ def suppression_table():
     return markdown_of(suppression_summary(CONTINUAL), "way")
 
 
+def sizes_table():
+    sizes, _, _ = read_sizes(ROOT / "data" / "results" / "sizes.json")
+    columns = ["C", "K", "MB", "bits a token", "perplexity", "dead keys", "quantisation error", "accuracy"]
+    rows = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    for row in sizes.itertuples():
+        cells = [
+            str(row.num_codebooks),
+            f"{row.codebook_size:,}",
+            f"{row.megabytes:.3f}",
+            f"{row.bits_a_token:,.0f}",
+        ]
+        cells += [f"{row.perplexity:.1f}", f"{row.dead_keys:.1f}", f"{100 * row.quantization_error:.1f}"]
+        rows.append(f"| {' | '.join(cells)} | {100 * row.accuracy:.1f} ± {100 * row.accuracy_std:.1f} |")
+    return "\n".join(rows)
+
+
 @pytest.mark.parametrize(
     ("page", "table"),
     [
@@ -199,6 +216,7 @@ def suppression_table():
         ("data/results/README.md", kept_table),
         ("data/results/README.md", keys_table),
         ("data/results/README.md", choices_table),
+        ("data/results/README.md", sizes_table),
         ("data/results/README.md", mini_table),
         ("README.md", continual_topics),
         ("data/results/README.md", continual_toy),

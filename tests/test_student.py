@@ -414,7 +414,7 @@ def test_key_indices_are_computed_once_and_keyed_by_what_they_are_made_from(stud
         assert len(list(tmp_path.iterdir())) == number + 1
     stolen = max(tmp_path.iterdir(), key=lambda other: (other != path, other.name))
     stolen.replace(path)
-    with pytest.raises(ValueError, match="was made from different"):
+    with pytest.raises(ValueError, match="does not match the current"):
         KeyIndexDataset(found, train, tmp_path)
 
 

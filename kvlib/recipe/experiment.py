@@ -282,7 +282,7 @@ class Experiment:
         try:
             record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
             if record.pop("made_from") != made_from:
-                raise ValueError("it was made from something else than its name says")
+                raise ValueError("its record does not match its name")
             history = pd.read_csv(folder / "history.csv")
             model = AutoModelForSequenceClassification.from_pretrained(folder / "model", dtype=torch.float32)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:

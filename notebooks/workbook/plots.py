@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
 from scipy.spatial import Voronoi, voronoi_plot_2d
 
 # Okabe & Ito's colours, told apart by readers with any colour vision; markers and dashes say the same
@@ -373,21 +374,76 @@ def plot_usage(usage: pd.DataFrame, codebook_size: int, title: str) -> Figure:
     return figure
 
 
-# the whole system: row, column, text, and whether the box is data, trained in that stage, or frozen in it
+def plot_sizes(sizes: pd.DataFrame, references: Mapping[str, float], noise: float, title: str) -> Figure:
+    """Draw score and quantisation error of bottlenecks of many sizes over their megabytes.
+
+    Parameters
+    ----------
+    sizes : pandas.DataFrame
+        A row a size: ``num_codebooks``, ``codebook_size``, ``megabytes``, ``accuracy``, ``quantization_error``.
+    references : mapping of str to float
+        Accuracies to compare with, the lowest at the foot of the picture.
+    noise : float
+        Standard error of an accuracy, drawn as a band below the best one.
+    title : str
+        The finding.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Axes of accuracy and of quantisation error.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    best = sizes["accuracy"].max()
+    axes[0].axhspan(best - noise, best, color="0.5", alpha=0.25, linewidth=0, label="one standard error")
+    for ax, column, name in zip(
+        axes,
+        ("accuracy", "quantization_error"),
+        ("held-out accuracy", "quantisation error / variance"),
+        strict=True,
+    ):
+        _axes("", "keys and values, MB", name, ax)
+        for number, (codebooks, rows) in enumerate(sizes.groupby("num_codebooks")):
+            style = {"marker": _MARKERS[number], "markersize": 5, "linewidth": 0.8}
+            ax.plot(rows["megabytes"], rows[column], label=f"C = {codebooks}", **style)
+        ax.set_xscale("log")
+        ax.xaxis.set_major_formatter("{x:g}")
+    _references(axes[0], references, horizontal=True)
+    axes[0].set_ylim(min(references.values()) - 0.02, 1)
+    axes[1].set_ylim(0, 1)
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, frameon=False, fontsize=9, loc="outside right upper")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    return figure
+
+
+# the whole system for the course's pair of 26 tokens in the profile quick: columns as left and right edges
+_COLUMNS = ((0.0, 1.75), (2.35, 3.55), (4.25, 5.5), (6.2, 7.4), (8.0, 8.9))
+_PAIR = "The young nurse thanked\nthe old teacher on\nMonday. On Monday, …"
+# for each stage its name, and of each box: first and last column, text, what it is, shape at the arrow behind it
 _SYSTEM = (
-    (0, 0, "sentence\n(pair)", "data"),
-    (0, 1, "BERT teacher", "trained"),
-    (0, 4, "logits,\ncached", "data"),
-    (1, 0, "sentence\n(pair)", "data"),
-    (1, 1, "DistilBERT\nencoder", "trained"),
-    (1, 2, "mean over\nreal tokens", "data"),
-    (1, 3, "classifier", "trained"),
-    (1, 4, "logits", "data"),
-    (2, 0, "sentence\n(pair)", "data"),
-    (2, 1, "DistilBERT\nencoder", "frozen"),
-    (2, 2, "nearest key in\neach codebook", "frozen"),
-    (2, 3, "value of each\nkey, mean", "trained"),
-    (2, 4, "logits", "data"),
+    (
+        "stage 1 · teach",
+        (0, 0, _PAIR, "data", "26"),
+        (1, 3, "BERT teacher: encoder, mean over real tokens, classifier", "trained", "2"),
+        (4, 4, "logits,\ncached", "data", ""),
+    ),
+    (
+        "stage 2 · distil",
+        (0, 0, _PAIR, "data", "26"),
+        (1, 1, "DistilBERT\nencoder", "trained", "26 × 384"),
+        (2, 2, "mean over\nreal tokens", "data", "384"),
+        (3, 3, "classifier", "trained", "2"),
+        (4, 4, "logits", "data", ""),
+    ),
+    (
+        "stage 3 · discretise",
+        (0, 0, _PAIR, "data", "26"),
+        (1, 1, "DistilBERT\nencoder", "frozen", "26 × 384"),
+        (2, 2, "nearest key in\n32 codebooks", "frozen", "26 × 32"),
+        (3, 3, "value of each\nkey, mean", "trained", "2"),
+        (4, 4, "logits", "data", ""),
+    ),
 )
 _BOXES = {
     "data": {"facecolor": "white", "edgecolor": "0.6", "linestyle": "-"},
@@ -396,8 +452,14 @@ _BOXES = {
 }
 
 
+def _box(ax: Axes, left: float, right: float, y: float, text: str, kind: str, height: float = 0.74) -> None:
+    shape = (left, y - height / 2), right - left, height
+    ax.add_patch(FancyBboxPatch(*shape, boxstyle="round,pad=0,rounding_size=0.08", **_BOXES[kind]))
+    ax.text((left + right) / 2, y, text, ha="center", va="center", fontsize=8.5)
+
+
 def plot_system(title: str) -> Axes:
-    """Draw the three stages of the whole system as rows of boxes.
+    """Draw the three stages of the whole system as rows of boxes, with the shapes of the course's pair.
 
     Parameters
     ----------
@@ -408,34 +470,35 @@ def plot_system(title: str) -> Axes:
     -------
     matplotlib.axes.Axes
     """
-    ax = _axes(title, "", "", None, height=4.6)
+    _, ax = plt.subplots(figsize=(9, 4.9), layout="constrained")
+    ax = _axes(title, "", "", ax)
     ax.set_axis_off()
-    ax.set_xlim(-0.55, 4.9)
-    ax.set_ylim(-3.15, 0.75)
-    arrow = {"arrowstyle": "-|>", "color": "0.3", "shrinkA": 0, "shrinkB": 0}
-    for row, name in enumerate(("stage 1 · teach", "stage 2 · distil", "stage 3 · discretise")):
-        ax.text(-0.5, 0.48 - 1.2 * row, name, fontsize=10, fontweight="bold")
-    previous = {}
-    for row, column, text, kind in _SYSTEM:
-        box = {"boxstyle": "round,pad=0.35", **_BOXES[kind]}
-        if row in previous:
-            ends = {"xytext": (previous[row] + 0.38, -1.2 * row), "xy": (column - 0.42, -1.2 * row)}
-            ax.annotate("", **ends, arrowprops=arrow)
-        ax.text(column, -1.2 * row, text, ha="center", va="center", fontsize=8.5, bbox=box)
-        previous[row] = column
-    # both students learn from the teacher's cached logits
-    for row, bend in ((1, 0.0), (2, -0.35)):
-        ends = {"xytext": (4.0 + 0.3 * (row - 1), -0.28), "xy": (4.0 + 0.3 * (row - 1), -1.2 * row + 0.3)}
-        style = {**arrow, "linestyle": ":", "connectionstyle": f"arc3,rad={bend}"}
-        ax.annotate("", **ends, arrowprops=style)
-        ax.text(3.9 + 0.55 * (row - 1), -1.2 * row + 0.6, "T² · KL", fontsize=8.5, ha="right", va="center")
-    for number, (kind, meaning) in enumerate((("trained", "trained in this stage"), ("frozen", "frozen"))):
-        ax.text(
-            0.62 + 1.3 * number,
-            -3.05,
-            meaning,
-            fontsize=8.5,
-            ha="center",
-            bbox={"boxstyle": "round,pad=0.3", **_BOXES[kind]},
-        )
+    ax.set_xlim(-0.05, 9.3)
+    ax.set_ylim(-3.95, 0.75)
+    small, arrow = (
+        {"fontsize": 8, "color": "0.15"},
+        {"arrowstyle": "-|>", "color": "0.3", "shrinkA": 0, "shrinkB": 0},
+    )
+    for number, (name, *boxes) in enumerate(_SYSTEM):
+        y = -1.4 * number
+        ax.text(0, y + 0.48, name, fontsize=10, fontweight="bold")
+        for first, last, text, kind, shape in boxes:
+            right = _COLUMNS[last][1]
+            _box(ax, _COLUMNS[first][0], right, y, text, kind)
+            if shape:
+                end = _COLUMNS[last + 1][0]
+                ax.annotate("", (end, y), (right, y), arrowprops=arrow)
+                ax.text((right + end) / 2, y + 0.07, shape, ha="center", va="bottom", **small)
+    # what the students learn from the teacher
+    dotted = {**arrow, "linestyle": ":"}
+    for x, loss in ((2.95, "layer loss"), (8.45, "T² · KL")):
+        ax.annotate("", (x, -1.03), (x, -0.37), arrowprops=dotted)
+        ax.text(x - 0.08, -0.7, loss, ha="right", va="center", **small)
+    ax.plot([8.9, 9.15, 9.15], [0, 0, -2.8], linestyle=":", color="0.3", linewidth=1)
+    ax.annotate("", (8.9, -2.8), (9.15, -2.8), arrowprops=arrow)
+    ax.text(9.07, -2.1, "T² · KL", ha="right", va="center", **small)
+    for left, kind, meaning in ((0, "trained", "trained in this stage"), (2.35, "frozen", "frozen")):
+        _box(ax, left, left + 1.75, -3.65, meaning, kind, height=0.4)
+    numbers = "at the arrows: tokens, dimensions, key indices\nor logits of this pair, in the profile quick"
+    ax.text(4.25, -3.65, numbers, va="center", **small)
     return ax

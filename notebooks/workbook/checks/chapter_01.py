@@ -56,7 +56,7 @@ def tie(answer: Answer) -> None:
     expect(abs(floor - 0.25) < 1e-6, f"{show(floor)} instead of 0.25, with classes 0 and 2 in equal numbers")
 
 
-HOLD_OUT = Exercise("1.2", "A hold-out that parts no twins", difficulty=3, minutes=20)
+HOLD_OUT = Exercise("1.2", "A split that keeps duplicates together", difficulty=3, minutes=20)
 
 
 def _sentences(seed: int, count: int) -> list[str]:
@@ -118,7 +118,7 @@ def two_arrays(answer: Answer) -> None:
 
 @HOLD_OUT.probe(
     "puts every row into one part",
-    hint="a twin is still a row: map each text to the list of all its rows, and hold out whole lists",
+    hint="a duplicate is still a row: map each text to the list of all its rows, and hold out whole lists",
 )
 def every_row_once(answer: Answer) -> None:
     counts = np.bincount(np.concatenate(_parts(answer(*_pairs(2), 0.25, 0))), minlength=400)
@@ -128,9 +128,9 @@ def every_row_once(answer: Answer) -> None:
 
 @HOLD_OUT.probe(
     "keeps equal texts on one side",
-    hint="a split of rows parts twins: group the rows by their text first, then hold out groups",
+    hint="a split of rows separates duplicates: group the rows by their text first, then hold out groups",
 )
-def twins_together(answer: Answer) -> None:
+def duplicates_together(answer: Answer) -> None:
     texts, labels = _pairs(3)
     _expect_apart(_parts(answer(texts, labels, 0.25, 0)), texts)
 

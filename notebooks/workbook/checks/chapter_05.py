@@ -1,9 +1,10 @@
 """Exercises of chapter 05: training."""
 
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -13,59 +14,7 @@ from kvlib.bottleneck import DiscreteKeyValueBottleneck
 from kvlib.loss import distillation_loss
 from workbook.checking import Answer, Exercise, expect, expect_close, expect_tensor, show
 
-LAYERS = Exercise("5.1", "Which layers the student takes", difficulty=1, minutes=5)
-
-_DEPTHS = ((12, 5), (6, 3), (12, 4), (5, 5), (7, 6), (9, 1), (24, 7))  # of the teacher and the student
-
-
-def _each_depth(answer: Answer, holds: Callable[[list[int], int, int], Any], saw: str = "") -> None:
-    for total, kept in _DEPTHS:
-        taken = list(answer(total, kept))
-        expect(holds(taken, total, kept), f"{show(taken)} of {total} layers for a student of {kept}{saw}")
-
-
-@LAYERS.probe("gives whole numbers", hint="a layer's number is an int: divide with //, which rounds down")
-def whole_numbers(answer: Answer) -> None:
-    _each_depth(answer, lambda taken, *_: all(type(layer) is int for layer in taken))
-
-
-@LAYERS.probe(
-    "gives one layer of the teacher for each of the student",
-    hint="range with a step gives one too many where the student's depth does not divide the teacher's",
-)
-def one_for_each(answer: Answer) -> None:
-    _each_depth(answer, lambda taken, total, kept: len(taken) == kept)
-
-
-@LAYERS.probe(
-    "names layers that exist", hint="layers count from 0 to total - 1, and the student need not be half as deep"
-)
-def layers_exist(answer: Answer) -> None:
-    _each_depth(answer, lambda taken, total, kept: all(0 <= layer < total for layer in taken))
-
-
-@LAYERS.probe("rises and takes no layer twice", hint="a run is total / kept layers long, not kept / total")
-def rising(answer: Answer) -> None:
-    _each_depth(answer, lambda taken, *_: all(low < high for low, high in pairwise(taken)))
-
-
-@LAYERS.probe("takes the first layer of each run", hint="the first run begins at layer 0")
-def begins_at_zero(answer: Answer) -> None:
-    _each_depth(answer, lambda taken, *_: taken[0] == 0)
-
-
-@LAYERS.probe(
-    "cuts runs that differ by at most one layer",
-    hint="the last run goes up to the teacher's last layer; let run i begin at i · total / kept, rounded once",
-)
-def even_runs(answer: Answer) -> None:
-    for total, kept in _DEPTHS:
-        ends = [*answer(total, kept), total]
-        runs = [high - low for low, high in pairwise(ends)]
-        expect(max(runs) - min(runs) <= 1, f"{show(ends[:-1])} of {total} layers: runs of {show(runs)}")
-
-
-GROUPS = Exercise("5.2", "What weight decay may touch", difficulty=2, minutes=10)
+GROUPS = Exercise("5.1", "What weight decay may touch", difficulty=2, minutes=10)
 
 
 def _model(tied: bool = False, frozen: bool = False) -> nn.ModuleDict:
@@ -185,7 +134,7 @@ def spares_values(answer: Answer) -> None:
     _decays(answer, lambda name: name == "bottleneck.values", 0.0)
 
 
-FROM_KEYS = Exercise("5.3", "Key indices as data: logits without a loop", difficulty=2, minutes=10)
+FROM_KEYS = Exercise("5.2", "Key indices as data: logits without a loop", difficulty=2, minutes=10)
 
 
 def _keys(seed: int, sentences: int = 5, tokens: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
@@ -298,7 +247,7 @@ def no_loop(answer: Answer) -> None:
     expect(calls[0] == calls[1], f"{calls[1] - calls[0]} more calls of torch for twice the sentences and tokens")
 
 
-STAGE_3 = Exercise("5.4", "Stage 3 on one page", difficulty=3, minutes=25)
+STAGE_3 = Exercise("5.3", "Stage 3 on one page", difficulty=3, minutes=25)
 
 
 def _reference(
@@ -391,7 +340,7 @@ def every_sentence(answer: Answer) -> None:
 
 
 @STAGE_3.probe(
-    "takes the mean over real tokens", hint="divide by C times the sentence's real tokens, as in exercise 5.3"
+    "takes the mean over real tokens", hint="divide by C times the sentence's real tokens, as in exercise 5.2"
 )
 def real_tokens_only(answer: Answer) -> None:
     _unlike(answer, "the values that a mean over the padded length gives", padded=True)
@@ -457,3 +406,84 @@ def right_steps(answer: Answer) -> None:
     found, expected = _one_batch(answer)
     gap = (found - expected).abs().max().item()
     expect(gap < 1e-3, f"values off by up to {gap:.3g} after 6 epochs of a single batch")
+
+
+CHOOSE = Exercise("5.4", "Choose C and K under a budget, and defend it", difficulty=2, minutes=15)
+
+_COLUMNS = ["num_codebooks", "codebook_size", "megabytes", "accuracy"]
+# neither by size nor by score, so that no place in the table is the answer
+_MEASURED = (
+    (32, 256, 0.46, 0.86),
+    (64, 1024, 2.10, 0.90),
+    (8, 16, 0.03, 0.78),
+    (16, 64, 0.12, 0.85),
+    (8, 64, 0.10, 0.84),
+)
+
+
+def _choose(answer: Answer, budget: float, rows: int, *sizes: tuple[int, int, float, float]) -> tuple | None:
+    found = answer(pd.DataFrame(sizes or _MEASURED, columns=_COLUMNS), budget, rows)
+    if found is None:
+        return None
+    is_pair = isinstance(found, (tuple, list)) and len(found) == 2
+    expect(is_pair, f"{type(found).__name__} {show(found)}, expected (C, K) or None")
+    for number in found:
+        expect(isinstance(number, (int, float, np.integer)), f"{type(number).__name__} in the pair, not a number")
+    return tuple(map(int, found))
+
+
+def _expect_choice(
+    answer: Answer, wanted: tuple[int, int] | None, budget: float, rows: int, *sizes: tuple
+) -> None:
+    found = _choose(answer, budget, rows, *sizes)
+    expect(found == wanted, f"{found}, expected {wanted}, with {budget} MB and {rows} rows")
+
+
+@CHOOSE.probe(
+    "keeps within the budget", hint='first leave out what is too large: sizes[sizes["megabytes"] <= budget]'
+)
+def within_budget(answer: Answer) -> None:
+    found = _choose(answer, 0.2, 130, (64, 1024, 2.10, 0.99), (8, 16, 0.03, 0.80))
+    expect(found != (64, 1024), "(64, 1024), of 2.10 MB, for a budget of 0.2 MB")
+
+
+@CHOOSE.probe("lets a size fit that needs all of the budget", hint="within a budget is <=, not <")
+def all_of_budget(answer: Answer) -> None:
+    _expect_choice(answer, (8, 16), 0.03, 130, (8, 16, 0.03, 0.80))
+
+
+@CHOOSE.probe("returns None where nothing fits", hint="ask whether what fits is .empty, and return None if so")
+def nothing_fits(answer: Answer) -> None:
+    _expect_choice(answer, None, 0.01, 130)
+
+
+@CHOOSE.probe(
+    "measures by the best size that fits",
+    hint="a size that we cannot pay for sets no bar: take the maximum after the budget has been applied",
+)
+def best_that_fits(answer: Answer) -> None:
+    _expect_choice(answer, (8, 16), 0.2, 130, (64, 1024, 2.10, 0.99), (8, 16, 0.03, 0.80))
+
+
+@CHOOSE.probe(
+    "gives up one standard error of accuracy",
+    hint="the bar is a - (a * (1 - a) / rows) ** 0.5: as far as `rows` rows can tell, what reaches it is as good",
+)
+def one_standard_error(answer: Answer) -> None:
+    _expect_choice(answer, (8, 64), 1.0, 130)
+
+
+@CHOOSE.probe(
+    "gives up no more than one standard error",
+    hint="one, not two, and of as many rows as `rows` says: more rows, a higher bar",
+)
+def no_more_than_one(answer: Answer) -> None:
+    _expect_choice(answer, (16, 64), 1.0, 1000)
+
+
+@CHOOSE.probe(
+    "takes the more accurate of equally small sizes",
+    hint='sort_values(["megabytes", "accuracy"], ascending=[True, False]), then the first row',
+)
+def more_accurate(answer: Answer) -> None:
+    _expect_choice(answer, (4, 16), 1.0, 130, (32, 256, 0.46, 0.86), (2, 16, 0.03, 0.84), (4, 16, 0.03, 0.85))
