@@ -92,14 +92,16 @@ def explore_by_keyboard(page, trained, name):
     page.set_viewport_size({"width": 1280, "height": 2600})  # all of it in one picture
     explorer = page.locator(".widget-vbox").filter(has=page.get_by_label("Sentence", exact=True))
     press, table = page.keyboard.press, explorer.get_by_role("table").filter
+    thanked = explorer.get_by_role("row", name="19 thanked")
+    thanked.wait_for()  # it starts with the pair
     explorer.get_by_label("Sentence", exact=True).focus()
-    page.keyboard.type(PAIR[0])
-    press("Enter")
-    table(has_text="nurse").first.wait_for()
-    press("Tab")
-    page.keyboard.type(PAIR[1])
-    press("Enter")
-    explorer.get_by_role("row", name="19 thanked").wait_for()
+    for number, sentence in enumerate(PAIR):
+        if number:
+            press("Tab")
+        retype(page, "nurse")
+        thanked.wait_for(state="hidden")
+        retype(page, sentence)
+        thanked.wait_for()
     assert "Checked: the pushes sum to the model's logits" in explorer.inner_text()
     logits = table(has_text="Logits, with the value")
     before = numbers(logits)
@@ -137,6 +139,13 @@ def explore_by_keyboard(page, trained, name):
     page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
     page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
     explorer.screenshot(path=SCREENSHOTS / f"{name}-explorer-dark.png")
+
+
+def retype(page, text):
+    """Write over what stands in the focused field, and press Enter."""
+    page.keyboard.press("Control+a")
+    page.keyboard.type(text)
+    page.keyboard.press("Enter")
 
 
 def suppress_by_keyboard(page, name):

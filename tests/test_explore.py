@@ -242,8 +242,20 @@ def signed(number):
     return f"{number:+.4f}".replace("-", "−")
 
 
+def test_it_starts_with_the_courses_pair_and_opens_another(explorer, tokenizer, default, monkeypatch):
+    assert (explorer.text.value, explorer.text_pair.value) == (FIRST, SECOND)
+    pd.testing.assert_frame_equal(explorer.frame, explain(default, tokenizer, FIRST, SECOND))
+    read = []
+    monkeypatch.setattr("workbook.explorer.explain", lambda *given: read.append(given[2:]) or explain(*given))
+    explorer.open(SECOND, FIRST)
+    explorer.open(SECOND)
+    assert read == [(SECOND, FIRST), (SECOND, None)]  # each once, not once a text
+    assert (explorer.text.value, explorer.text_pair.value) == (SECOND, "")
+    pd.testing.assert_frame_equal(explorer.frame, explain(default, tokenizer, SECOND))
+
+
 def test_a_sentence_gives_an_answer_that_sums_up(explorer, tokenizer, default):
-    assert "Type a sentence" in shown(explorer) and explorer.strength.disabled
+    explorer.open("nurse")
     explorer.text.value = FIRST
     explorer.text_pair.value = SECOND
     pd.testing.assert_frame_equal(explorer.frame, explain(default, tokenizer, FIRST, SECOND))
@@ -266,12 +278,12 @@ def test_the_check_is_a_real_one(explorer, monkeypatch):
         return frame
 
     monkeypatch.setattr("workbook.explorer.explain", wrong)
-    explorer.text.value = FIRST
+    explorer.open(FIRST)
     assert "DO NOT SUM" in shown(explorer)
 
 
 def test_slider_and_menu_move_the_logits_and_a_new_choice_starts_afresh(explorer, default):
-    explorer.text.value = FIRST
+    explorer.open(FIRST)
     codebook, key = explorer.codebook.value, explorer._key
     explorer.strength.value = 0.0
     frame, off = explorer.frame, explorer.edited
@@ -318,7 +330,7 @@ def test_an_empty_text_is_a_message_not_a_traceback(explorer, text):
 
 def test_a_long_text_is_cut_and_says_so(default, short, small, fired):
     explorer = Explorer(default, short, small[0], fired)
-    explorer.text.value = "nurse " * 60
+    explorer.open("nurse " * 60)
     assert "The text has 62 tokens; the model reads 24" in shown(explorer)
     assert len(explorer.token.options) == 24
     # the key that most of the same words fire
@@ -390,7 +402,7 @@ def test_a_model_without_bottleneck_is_refused(pretrained, tokenizer):
 
 
 def test_its_text_for_notebooks_is_the_same_every_time(default, tokenizer, explorer):
-    explorer.text.value = FIRST
+    explorer.open(FIRST)
     bundles = [found._repr_mimebundle_() for found in (explorer, Explorer(default, tokenizer))]
     texts = {bundle["text/plain"] for bundle in bundles}
     assert texts == {repr(explorer)} and not re.search(r"\d", repr(explorer))
