@@ -19,7 +19,7 @@ if browser.CHROMIUM is None:
 
 SCREENSHOTS = runs_folder() / "screenshots"
 TRAINED = {"03_bottleneck": False, "06_evaluation": True}  # notebooks with an explorer: are its values trained?
-SUPPRESSOR = "08_continual_learning"
+EVALUATION, SUPPRESSOR = "06_evaluation", "08_continual_learning"
 WHOLE = {*TRAINED, SUPPRESSOR}
 
 
@@ -76,6 +76,9 @@ def test_run_all_in_jupyterlab(lab, page, path):
     browser.screenshots(page, SCREENSHOTS, path.stem)
     if path.stem in TRAINED:
         explore_by_keyboard(page, TRAINED[path.stem], path.stem)
+    if path.stem == EVALUATION:
+        strip_by_keyboard(page, path.stem)
+        browse_by_keyboard(page, path.stem)  # it opens another row in the explorer
     if path.stem == SUPPRESSOR:
         suppress_by_keyboard(page, path.stem)
     assert page.errors == []
@@ -136,9 +139,7 @@ def explore_by_keyboard(page, trained, name):
     explorer.get_by_text(re.compile(r"replaced by that of key \d+, times 2.0")).wait_for()
     assert not trained or numbers(logits) != after
     assert page.evaluate("window.jupyterapp.shell.currentWidget.content.model.cells.length") == page.cells
-    page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
-    page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
-    explorer.screenshot(path=SCREENSHOTS / f"{name}-explorer-dark.png")
+    in_both_themes(page, explorer, f"{name}-explorer-swapped")
 
 
 def retype(page, text):
@@ -161,10 +162,66 @@ def suppress_by_keyboard(page, name):
     # columns: no answer, then the classes; most of its rows were right, and now hardly one is
     assert before[0][1] > 15 > 3 > after[0][1]
     assert [sum(row) for row in after] == [sum(row) for row in before] == [30] * 10
-    suppressor.screenshot(path=SCREENSHOTS / f"{name}-suppressor.png")
-    page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
-    page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
-    suppressor.screenshot(path=SCREENSHOTS / f"{name}-suppressor-dark.png")
+    in_both_themes(page, suppressor, f"{name}-suppressor")
+
+
+def strip_by_keyboard(page, name):
+    """Switch keys off, all of them at last, and choose a token: with no mouse."""
+    slider = page.get_by_role("slider", name="Strongest keys switched off")
+    strip = page.locator(".widget-vbox").filter(has=page.get_by_role("combobox", name="Keys of token"))
+    table, press = strip.get_by_role("table").filter, page.keyboard.press
+    answers = table(has_text="Answers; the lead is")
+    strip.get_by_role("slider").focus()
+    assert slider.evaluate("control => control === document.activeElement")
+    before = shares(answers)
+    press("ArrowRight")
+    strip.get_by_text(re.compile(r"^5 of \d+ keys$")).first.wait_for()
+    after = shares(answers)
+    assert all(new[0] < old[0] and new[-1] < old[-1] for old, new in zip(before, after, strict=True))
+    in_both_themes(page, strip, f"{name}-strip")
+    press("End")
+    strip.get_by_text(re.compile(r"^(\d+) of \1 keys$")).first.wait_for()
+    assert all(abs(row[0]) < 1e-3 and row[-1] == 0.5 for row in shares(answers))  # no key left, no verdict
+    press("Home")
+    menu = strip.get_by_role("combobox")
+    while not menu.evaluate("control => control === document.activeElement"):
+        press("Tab")  # past the slider's number
+        assert strip.evaluate("bench => bench.contains(document.activeElement)")
+    press("Home")
+    table(has_text="fires another key in the near miss").filter(has_text="[CLS]").wait_for()
+
+
+def browse_by_keyboard(page, name):
+    """Choose a cell of the confusion table and a row of it, and find the row in the explorer: with no mouse."""
+    menu = page.get_by_role("combobox", name="Cell of the table")
+    browser_, press = page.locator(".widget-vbox").filter(has=menu), page.keyboard.press
+    sentence = page.get_by_label("Sentence", exact=True)
+    menu.focus()
+    assert sentence.input_value() == PAIR[0]
+    press("ArrowDown")
+    browser_.get_by_text("Choose a row").wait_for()
+    press("Tab")
+    press("ArrowDown")
+    said = browser_.get_by_text(re.compile(r"^Open in the explorer: row \d+, labelled"))
+    said.wait_for()
+    assert sentence.input_value() in said.inner_text() and sentence.input_value() != PAIR[0]
+    in_both_themes(page, browser_, f"{name}-errors")
+
+
+def in_both_themes(page, bench, name):
+    """Take a picture of a bench in the light and in the dark theme."""
+    for theme, ending in (("Dark", "-dark"), ("Light", "")):
+        page.evaluate(
+            f"window.jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {theme}'}})"
+        )
+        page.wait_for_function(f"document.body.dataset.jpThemeLight === '{str(theme == 'Light').lower()}'")
+        bench.screenshot(path=SCREENSHOTS / f"{name}{ending}.png")
+
+
+def shares(table):
+    """The numbers of a table whose second column says how many keys are off: the lead and the probabilities."""
+    rows = table.locator("tbody tr").all()
+    return [[float(text.replace("−", "-")) for text in row.locator("td").all_inner_texts()[1:]] for row in rows]
 
 
 def numbers(table):

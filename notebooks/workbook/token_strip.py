@@ -16,9 +16,9 @@ _NAMES = ("pair", "near miss")
 _SHADES = {True: "0, 114, 178", False: "213, 94, 0"}
 _STYLE = """
 .kv-strip {overflow-x: auto}
-.kv-strip td, .kv-strip tbody th {text-align: center; padding: 2px 4px; border: 1px solid transparent;
-  background-clip: padding-box}
-.kv-strip th[scope=row] {text-align: left; padding-right: 10px}
+.kv-strip .kv-table {font-size: 12px}
+.kv-strip .kv-table td {text-align: center; padding: 2px 3px}
+.kv-strip .kv-table th {text-align: left; padding-right: 8px}
 .kv-strip .kv-differs {font-weight: 700; text-decoration: underline}
 """
 
@@ -124,8 +124,10 @@ def _strip(tokens: pd.DataFrame, codebooks: int) -> str:
             )
             rows.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')
         counts = "".join("<td>–</td>" if n != n else f"<td>{n:.0f}</td>" for n in part["differing"])
-        rows.append(f'<tr><th scope="row">differing keys of {codebooks}</th>{counts}</tr>')
-        caption = f"{('First', 'Second')[number]} text: the lead of each token, in logits"
+        rows.append(f'<tr><th scope="row">differ, of {codebooks}</th>{counts}</tr>')
+        caption = (
+            f"{('First', 'Second')[number]} text: the lead of each token (logits), and how many of its keys differ"
+        )
         tables.append(
             f'<table class="kv-table"><caption>{caption}</caption><tbody>{"".join(rows)}</tbody></table>'
         )
