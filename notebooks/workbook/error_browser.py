@@ -50,7 +50,7 @@ class ErrorBrowser:
         ]
         wide = {"style": {"description_width": "140px"}, "layout": widgets.Layout(width="min(900px, 98%)")}
         self.cell = widgets.Dropdown(description="Cell of the table", options=options, **wide)
-        self.row = widgets.Select(description="Margin and text", rows=10, **wide)
+        self.row = widgets.Select(description="Margin and row", rows=10, **wide)
         self._table, self._says = widgets.HTML(), widgets.HTML()
         self.cell.observe(lambda _: self._list(), "value")
         self.row.observe(self._open, "value")
@@ -68,13 +68,14 @@ class ErrorBrowser:
     def _list(self) -> None:
         """Show the table, and the rows of the chosen cell, none of them chosen yet."""
         label, answer = self.cell.value
-        caption = "Validation rows. Rows of the table: labels, columns: the student's answers"
+        caption = "Labels by the student's answers"
         shown = self.confusions.rename_axis("label").reset_index()
         chosen = [number == label for number in range(len(self._names))]
         self._table.value = html_table(shown, caption, chosen=chosen)
         self.rows = rows_of_cell(self._labels, self._logits, label, answer)
         options = [
-            (f"{one.margin:.2f} · {' / '.join(self._texts[one.row])}", one.row) for one in self.rows.itertuples()
+            (f"{one.margin:.2f} · row {one.row} · {' / '.join(self._texts[one.row])}", one.row)
+            for one in self.rows.itertuples()
         ]
         self.row.unobserve(self._open, "value")  # a new list chooses its first row by itself
         self.row.options, self.row.value = options, None
