@@ -19,8 +19,8 @@ if browser.CHROMIUM is None:
 
 SCREENSHOTS = runs_folder() / "screenshots"
 TRAINED = {"03_bottleneck": False, "06_evaluation": True}  # notebooks with an explorer: are its values trained?
-SIZES, SUPPRESSOR, LOSS_BENCH = "05_training", "08_continual_learning", "04_loss"
-WHOLE = {*TRAINED, SIZES, SUPPRESSOR, LOSS_BENCH}
+LOSS_BENCH, SIZES, EVALUATION, SUPPRESSOR = "04_loss", "05_training", "06_evaluation", "08_continual_learning"
+WHOLE = {*TRAINED, LOSS_BENCH, SIZES, SUPPRESSOR}
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,9 @@ def test_run_all_in_jupyterlab(lab, page, path):
         explore_by_keyboard(page, TRAINED[path.stem], path.stem)
     if path.stem == SIZES:
         choose_a_size_by_keyboard(page, path.stem)
+    if path.stem == EVALUATION:
+        strip_by_keyboard(page, path.stem)
+        browse_by_keyboard(page, path.stem)  # it opens another row in the explorer
     if path.stem == SUPPRESSOR:
         suppress_by_keyboard(page, path.stem)
     if path.stem == LOSS_BENCH:
@@ -96,14 +99,16 @@ def explore_by_keyboard(page, trained, name):
     page.set_viewport_size({"width": 1280, "height": 2600})  # all of it in one picture
     explorer = page.locator(".widget-vbox").filter(has=page.get_by_label("Sentence", exact=True))
     press, table = page.keyboard.press, explorer.get_by_role("table").filter
+    thanked = explorer.get_by_role("row", name="19 thanked")
+    thanked.wait_for()  # it starts with the pair
     explorer.get_by_label("Sentence", exact=True).focus()
-    page.keyboard.type(PAIR[0])
-    press("Enter")
-    table(has_text="nurse").first.wait_for()
-    press("Tab")
-    page.keyboard.type(PAIR[1])
-    press("Enter")
-    explorer.get_by_role("row", name="19 thanked").wait_for()
+    for number, sentence in enumerate(PAIR):
+        if number:
+            press("Tab")
+        retype(page, "nurse")
+        thanked.wait_for(state="hidden")
+        retype(page, sentence)
+        thanked.wait_for()
     assert "Checked: the pushes sum to the model's logits" in explorer.inner_text()
     logits = table(has_text="Logits, with the value")
     before = numbers(logits)
@@ -138,9 +143,14 @@ def explore_by_keyboard(page, trained, name):
     explorer.get_by_text(re.compile(r"replaced by that of key \d+, times 2.0")).wait_for()
     assert not trained or numbers(logits) != after
     assert page.evaluate("window.jupyterapp.shell.currentWidget.content.model.cells.length") == page.cells
-    page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
-    page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
-    explorer.screenshot(path=SCREENSHOTS / f"{name}-explorer-dark.png")
+    in_both_themes(page, explorer, f"{name}-explorer-swapped")
+
+
+def retype(page, text):
+    """Write over what stands in the focused field, and press Enter."""
+    page.keyboard.press("Control+a")
+    page.keyboard.type(text)
+    page.keyboard.press("Enter")
 
 
 def choose_a_size_by_keyboard(page, name):
@@ -158,10 +168,7 @@ def choose_a_size_by_keyboard(page, name):
     bench.get_by_text("C = 1, K = 2, beside").wait_for()
     assert table.get_by_role("row", name="bits a token").inner_text().split("\t")[1:] == ["1", "256"]
     assert (ring.get_attribute("cx"), ring.get_attribute("cy")) != before
-    bench.screenshot(path=SCREENSHOTS / f"{name}-sizes.png")
-    page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
-    page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
-    bench.screenshot(path=SCREENSHOTS / f"{name}-sizes-dark.png")
+    in_both_themes(page, bench, f"{name}-sizes")
 
 
 def suppress_by_keyboard(page, name):
@@ -177,10 +184,66 @@ def suppress_by_keyboard(page, name):
     # columns: no answer, then the classes; most of its rows were right, and now hardly one is
     assert before[0][1] > 15 > 3 > after[0][1]
     assert [sum(row) for row in after] == [sum(row) for row in before] == [30] * 10
-    suppressor.screenshot(path=SCREENSHOTS / f"{name}-suppressor.png")
-    page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
-    page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
-    suppressor.screenshot(path=SCREENSHOTS / f"{name}-suppressor-dark.png")
+    in_both_themes(page, suppressor, f"{name}-suppressor")
+
+
+def strip_by_keyboard(page, name):
+    """Switch keys off, all of them at last, and choose a token: with no mouse."""
+    slider = page.get_by_role("slider", name="Strongest keys switched off")
+    strip = page.locator(".widget-vbox").filter(has=page.get_by_role("combobox", name="Keys of token"))
+    table, press = strip.get_by_role("table").filter, page.keyboard.press
+    answers = table(has_text="Answers; the lead is")
+    strip.get_by_role("slider").focus()
+    assert slider.evaluate("control => control === document.activeElement")
+    before = shares(answers)
+    press("ArrowRight")
+    strip.get_by_text(re.compile(r"^5 of \d+ keys$")).first.wait_for()
+    after = shares(answers)
+    assert all(new[0] < old[0] and new[-1] < old[-1] for old, new in zip(before, after, strict=True))
+    in_both_themes(page, strip, f"{name}-strip")
+    press("End")
+    strip.get_by_text(re.compile(r"^(\d+) of \1 keys$")).first.wait_for()
+    assert all(abs(row[0]) < 1e-3 and row[-1] == 0.5 for row in shares(answers))  # no key left, no verdict
+    press("Home")
+    menu = strip.get_by_role("combobox")
+    while not menu.evaluate("control => control === document.activeElement"):
+        press("Tab")  # past the slider's number
+        assert strip.evaluate("bench => bench.contains(document.activeElement)")
+    press("Home")
+    table(has_text="fires another key in the near miss").filter(has_text="[CLS]").wait_for()
+
+
+def browse_by_keyboard(page, name):
+    """Choose a cell of the confusion table and a row of it, and find the row in the explorer: with no mouse."""
+    menu = page.get_by_role("combobox", name="Cell of the table")
+    browser_, press = page.locator(".widget-vbox").filter(has=menu), page.keyboard.press
+    sentence = page.get_by_label("Sentence", exact=True)
+    menu.focus()
+    assert sentence.input_value() == PAIR[0]
+    press("ArrowDown")
+    browser_.get_by_text("Choose a row").wait_for()
+    press("Tab")
+    press("ArrowDown")
+    said = browser_.get_by_text(re.compile(r"^Open in the explorer: row \d+, labelled"))
+    said.wait_for()
+    assert sentence.input_value() in said.inner_text() and sentence.input_value() != PAIR[0]
+    in_both_themes(page, browser_, f"{name}-errors")
+
+
+def in_both_themes(page, bench, name):
+    """Take a picture of a bench in the light and in the dark theme."""
+    for theme, ending in (("Dark", "-dark"), ("Light", "")):
+        page.evaluate(
+            f"window.jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {theme}'}})"
+        )
+        page.wait_for_function(f"document.body.dataset.jpThemeLight === '{str(theme == 'Light').lower()}'")
+        bench.screenshot(path=SCREENSHOTS / f"{name}{ending}.png")
+
+
+def shares(table):
+    """The numbers of a table whose second column says how many keys are off: the lead and the probabilities."""
+    rows = table.locator("tbody tr").all()
+    return [[float(text.replace("−", "-")) for text in row.locator("td").all_inner_texts()[1:]] for row in rows]
 
 
 def move_loss_by_keyboard(page, name):
@@ -206,7 +269,6 @@ def move_loss_by_keyboard(page, name):
     # twice the weight of the teacher, a sixteenth of the square; the label has no part any more
     assert [row[0] for row in after[1]] == pytest.approx([row[0] / 8 for row in before[1]], abs=1e-4)
     assert all(row[1] == 0 for row in after[1])
-    bench.screenshot(path=SCREENSHOTS / f"{name}-bench.png")
     press("Tab")
     press("ArrowDown")
     bench.locator(".kv-chosen", has_text="contradiction").first.wait_for()
@@ -215,9 +277,7 @@ def move_loss_by_keyboard(page, name):
     press("End")
     gradient.filter(has_not_text=old).wait_for()
     assert numbers(gradient)[1][0] > after[1][1][0]  # a larger logit, a larger gradient
-    page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
-    page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
-    bench.screenshot(path=SCREENSHOTS / f"{name}-bench-dark.png")
+    in_both_themes(page, bench, f"{name}-loss")
 
 
 def numbers(table):

@@ -11,14 +11,18 @@ from transformers import AutoTokenizer
 
 from kvlib import CustomDataset, DistilBERTwithBottleNeck, KeyIndexDataset, predict_logits
 from kvlib.explore import (
+    align_keys,
+    align_tokens,
     compare_logits,
     edit,
     explain,
+    keys_by_lead,
     longest_input,
     push_by_token,
     push_columns,
     similar_by_key,
     strongest_keys,
+    switch_off,
 )
 from workbook import Explorer
 from workbook.explorer import html_table
@@ -230,6 +234,71 @@ def test_similar_sentences_of_a_silent_key_and_of_another_split(small, fired, to
         similar_by_key(shorter, fired, 0, 0)
 
 
+# two sentences side by side, and many keys at once
+
+
+def test_tokens_line_up_like_the_lines_of_a_diff(default, tokenizer):
+    longer = explain(default, tokenizer, "the old nurse was thanked")
+    shorter = explain(default, tokenizer, "the nurse thanked her")
+    rows = align_tokens(longer, shorter).to_numpy().tolist()
+    assert rows == [
+        ["[CLS]", 0, 0],
+        ["the", 1, 1],
+        ["old", 2, -1],
+        ["nurse", 3, 2],
+        ["was", 4, -1],
+        ["thanked", 5, 3],
+        ["her", -1, 4],
+        ["[SEP]", 6, 5],
+    ]
+
+
+def test_keys_stand_beside_those_of_the_same_token(student, tokenizer):
+    first, second = (
+        explain(student, tokenizer, text) for text in ("the old nurse was thanked", "the nurse thanked")
+    )
+    found = align_keys(first, second)
+    tokens = align_tokens(first, second)
+    books = student.config.num_codebooks
+    assert len(found) == books * ((tokens["position"] >= 0) & (tokens["position_other"] >= 0)).sum() > 0
+    for frame, ending in ((first, ""), (second, "_other")):
+        at = frame.set_index(["position", "codebook"])
+        places = list(zip(found[f"position{ending}"], found["codebook"], strict=True))
+        for column in ("token", "key", *push_columns(frame)):
+            there = found["token" if column == "token" else f"{column}{ending}"]
+            assert there.tolist() == at.loc[places, column].tolist()
+    assert found["differs"].tolist() == (found["key"] != found["key_other"]).tolist()
+    assert not align_keys(first, first)["differs"].any()
+
+
+def test_keys_are_ranked_by_how_far_they_push_the_answer_ahead(student, tokenizer):
+    frame = explain(student, tokenizer, FIRST, SECOND)
+    logits = logits_of(student, tokenizer, FIRST, SECOND)
+    answer, runner_up = logits.sort(descending=True).indices[:2].tolist()
+    ranked = keys_by_lead(frame)
+    fired = frame[frame["codebook"] >= 0]
+    assert ranked["tokens"].sum() == len(fired) and ranked["lead"].is_monotonic_decreasing
+    assert not ranked.duplicated(["codebook", "key"]).any()
+    pushes = push_columns(frame)
+    for row in ranked.iloc[[0, -1]].itertuples():
+        here = fired[(fired["codebook"] == row.codebook) & (fired["key"] == row.key)]
+        assert row.tokens == len(here)
+        assert row.lead == pytest.approx((here[pushes[answer]] - here[pushes[runner_up]]).sum(), abs=1e-6)
+
+
+def test_many_keys_are_switched_off_as_one_after_another(student, tokenizer):
+    frame = explain(student, tokenizer, FIRST, SECOND)
+    keys = keys_by_lead(frame)
+    one_by_one = frame
+    for codebook, key in keys[["codebook", "key"]].head(7).to_numpy():
+        one_by_one = edit(student, one_by_one, codebook, key, strength=0.0)
+    pd.testing.assert_frame_equal(switch_off(frame, keys.head(7)), one_by_one)
+    pd.testing.assert_frame_equal(switch_off(frame, keys.head(0)), frame)
+    left = switch_off(frame, keys)  # a bias stays
+    assert left.loc[left["codebook"] >= 0, push_columns(frame)].abs().to_numpy().max() == 0
+    assert left[left["codebook"] < 0].equals(frame[frame["codebook"] < 0])
+
+
 # the widget, without a browser
 
 
@@ -242,8 +311,20 @@ def signed(number):
     return f"{number:+.4f}".replace("-", "−")
 
 
+def test_it_starts_with_the_courses_pair_and_opens_another(explorer, tokenizer, default, monkeypatch):
+    assert (explorer.text.value, explorer.text_pair.value) == (FIRST, SECOND)
+    pd.testing.assert_frame_equal(explorer.frame, explain(default, tokenizer, FIRST, SECOND))
+    read = []
+    monkeypatch.setattr("workbook.explorer.explain", lambda *given: read.append(given[2:]) or explain(*given))
+    explorer.open(SECOND, FIRST)
+    explorer.open(SECOND)
+    assert read == [(SECOND, FIRST), (SECOND, None)]  # each once, not once a text
+    assert (explorer.text.value, explorer.text_pair.value) == (SECOND, "")
+    pd.testing.assert_frame_equal(explorer.frame, explain(default, tokenizer, SECOND))
+
+
 def test_a_sentence_gives_an_answer_that_sums_up(explorer, tokenizer, default):
-    assert "Type a sentence" in shown(explorer) and explorer.strength.disabled
+    explorer.open("nurse")
     explorer.text.value = FIRST
     explorer.text_pair.value = SECOND
     pd.testing.assert_frame_equal(explorer.frame, explain(default, tokenizer, FIRST, SECOND))
@@ -266,12 +347,12 @@ def test_the_check_is_a_real_one(explorer, monkeypatch):
         return frame
 
     monkeypatch.setattr("workbook.explorer.explain", wrong)
-    explorer.text.value = FIRST
+    explorer.open(FIRST)
     assert "DO NOT SUM" in shown(explorer)
 
 
 def test_slider_and_menu_move_the_logits_and_a_new_choice_starts_afresh(explorer, default):
-    explorer.text.value = FIRST
+    explorer.open(FIRST)
     codebook, key = explorer.codebook.value, explorer._key
     explorer.strength.value = 0.0
     frame, off = explorer.frame, explorer.edited
@@ -318,7 +399,7 @@ def test_an_empty_text_is_a_message_not_a_traceback(explorer, text):
 
 def test_a_long_text_is_cut_and_says_so(default, short, small, fired):
     explorer = Explorer(default, short, small[0], fired)
-    explorer.text.value = "nurse " * 60
+    explorer.open("nurse " * 60)
     assert "The text has 62 tokens; the model reads 24" in shown(explorer)
     assert len(explorer.token.options) == 24
     # the key that most of the same words fire
@@ -390,7 +471,7 @@ def test_a_model_without_bottleneck_is_refused(pretrained, tokenizer):
 
 
 def test_its_text_for_notebooks_is_the_same_every_time(default, tokenizer, explorer):
-    explorer.text.value = FIRST
+    explorer.open(FIRST)
     bundles = [found._repr_mimebundle_() for found in (explorer, Explorer(default, tokenizer))]
     texts = {bundle["text/plain"] for bundle in bundles}
     assert texts == {repr(explorer)} and not re.search(r"\d", repr(explorer))

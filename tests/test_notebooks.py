@@ -62,8 +62,10 @@ ALLOWED = {
     '05_training: student = experiment.model("bottleneck")  # trained here, or read from disk',
     "06_evaluation: import matplotlib.pyplot as plt",
     "06_evaluation: def difference(both, truth):",
-    "06_evaluation: from kvlib.evaluation import latency, model_size",
     "06_evaluation: from kvlib.explore import explain",
+    "06_evaluation: from kvlib.explore import align_keys",
+    "06_evaluation: from kvlib.explore import keys_by_lead, switch_off",
+    '06_evaluation: wrong, teacher_wrong = (predicted[system] != labels for system in ("bottleneck", "teacher"))',
     '07_carried_keys: carried, new_keys = (experiment.model(name) for name in ("carried-keys", "new-keys"))',
     '07_carried_keys: models = {"teacher": teacher, "teacher with bottleneck": keyed, "new keys": new_keys, '
     '"carried keys": carried}',
@@ -73,7 +75,6 @@ ALLOWED = {
     '"answers flipped"]).set_index("way")',
     "08_continual_learning: from kvlib.continual.learners import bottleneck_learner, fitted_bottleneck",
     '03_bottleneck: closest = pd.concat({"first": first_keys, "paraphrase": second_keys}, names=["sentence"])',
-    "06_evaluation: from kvlib.explore import edit",
     "09_capstone: from kvlib.evaluation import model_size",
     "09_capstone: from scipy.stats import binomtest",
     "09_capstone: from kvlib.explore import explain",
@@ -397,11 +398,8 @@ def test_typed_metrics_are_the_librarys():
     generator = np.random.default_rng(7)
     labels, predictions = generator.integers(2, size=(2, 90))
     expected = kvlib.compute_metrics("mrpc", predictions, labels)
-    for name, value in expected.items():
-        assert typed("06_evaluation", f"{name}_by_hand")(predictions, labels) == pytest.approx(value)
-    scores, targets = generator.integers(6, size=(2, 90)).astype(float)
-    for name, value in kvlib.compute_metrics("stsb", scores, targets).items():
-        assert typed("06_evaluation", f"{name}_by_hand")(scores, targets) == pytest.approx(value)
+    for name in ("accuracy", "f1"):
+        assert typed("06_evaluation", f"{name}_by_hand")(predictions, labels) == pytest.approx(expected[name])
     accuracy = typed("06_evaluation", "accuracy_by_hand")
     ours = typed("06_evaluation", "bootstrap_interval")(accuracy, predictions, labels, seed=4)
     assert ours == pytest.approx(bootstrap_interval(accuracy, predictions, labels, seed=4))

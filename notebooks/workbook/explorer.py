@@ -29,6 +29,11 @@ from kvlib.student import EncoderWithBottleNeck
 from kvlib.training import KeyIndexDataset
 
 _OFF = -1  # in the menu of values
+# the pair that all chapters follow
+_PAIR = (
+    "The young nurse thanked the old teacher on Monday.",
+    "On Monday, the old teacher was thanked by the young nurse.",
+)
 _HEADINGS = {"runner_up_gap": "runner-up_further by"}
 # the theme's own colours, so that light and dark both work; side and sign of a bar say what its colour says
 STYLE = """
@@ -62,6 +67,8 @@ KEYBOARD = """this.closest('.widget-vbox').addEventListener('focusin', ({target}
 
 class Explorer:
     """Controls and tables around `explain`, `similar_by_key` and `edit`; as a cell's last line it shows itself.
+
+    It starts with the pair that all chapters follow.
 
     Parameters
     ----------
@@ -127,7 +134,6 @@ class Explorer:
         style = widgets.HTML(f'<style onload="{KEYBOARD}">{STYLE}</style>')
         inputs = [style, self.text, self.text_pair, self._says, self._logits, *self._controls]
         self.view = widgets.VBox([*inputs, pushes, self._similar])
-        self._clear("Type a sentence and press Enter.")
 
         self._filling = False
         for controls, follow in (
@@ -138,6 +144,13 @@ class Explorer:
         ):
             for control in controls:
                 control.observe(self._unless_filling(follow), "value")
+        self.open(*_PAIR)
+
+    def open(self, text: str, text_pair: str = "") -> None:
+        """Fill in a sentence, or a pair, and explain it: what typing it does."""
+        with self._fill():
+            self.text.value, self.text_pair.value = text, text_pair
+        self._read()
 
     def __repr__(self) -> str:
         return "Explorer: run this cell in a kernel, type a sentence, press Enter"
@@ -158,13 +171,13 @@ class Explorer:
         finally:
             self._filling = False
 
-    def _clear(self, message: str, role: str = "status") -> None:
+    def _clear(self, message: str) -> None:
         self.frame = self.edited = None
         for view in self._views:
             view.value = ""
         for control in self._controls:
             control.disabled = True
-        self._says.value = f'<p class="kv-says" role="{role}">{escape(message)}</p>'
+        self._says.value = f'<p class="kv-says" role="alert">{escape(message)}</p>'
 
     def _read(self) -> None:
         """Explain a new sentence and choose its strongest push."""
@@ -172,7 +185,7 @@ class Explorer:
         try:
             self.frame = explain(self.student, self.tokenizer, self.text.value, pair)
         except ValueError as error:
-            return self._clear(str(error), role="alert")
+            return self._clear(str(error))
         self._says.value = "".join(f'<p class="kv-says">{escape(line)}</p>' for line in self._remarks(pair))
         fired = self.frame[self.frame["codebook"] >= 0]
         strongest = fired.loc[fired[push_columns(fired)].abs().max(axis=1).idxmax()]

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 
 from wrong_answers import wrong
 
@@ -147,96 +148,6 @@ def half_the_rows(first, second, labels, resamples=1000, seed=0):
     return interval([gain[row].mean() for row in rows_of(labels, resamples, seed, rows=len(labels) // 2)])
 
 
-def pick(candidates, keeps, by=("parameters_m", "score"), ascending=(True, False)):
-    kept = candidates[keeps].sort_values(list(by), ascending=list(ascending))
-    return kept["system"].iloc[0] if len(kept) else None
-
-
-def keeping(candidates, teacher_score, floor, share=0.95):
-    """The two columns of the right answer, and its complaint."""
-    if teacher_score <= floor:
-        raise ValueError("the teacher has nothing above the floor")
-    limit = (1 - share) * (teacher_score - floor)
-    return teacher_score - candidates["score"] <= limit, candidates["lost_high"] <= limit
-
-
-@wrong("6.3", "returns the row", "gives two names", "return measured, shown")
-def whole_row(candidates, teacher_score, floor, share=0.95):
-    measured, _ = keeping(candidates, teacher_score, floor, share)
-    return candidates[measured].sort_values("parameters_m").iloc[0]
-
-
-@wrong("6.3", "share of the raw score", "counts what is kept above the majority class", "score - floor")
-def raw_share(candidates, teacher_score, floor, share=0.95):
-    _, shown = keeping(candidates, teacher_score, floor, share)
-    return pick(candidates, candidates["score"] >= share * teacher_score), pick(candidates, shown)
-
-
-@wrong("6.3", "takes the best", "takes the smallest, not the best", "choose by parameters_m")
-def best(candidates, teacher_score, floor, share=0.95):
-    found = keeping(candidates, teacher_score, floor, share)
-    return tuple(pick(candidates, keeps, by=["score"], ascending=[False]) for keeps in found)
-
-
-@wrong("6.3", "trusts the order", "does not depend on the order of the rows", "sort by parameters_m yourself")
-def last_row(candidates, teacher_score, floor, share=0.95):
-    found = (candidates[keeps] for keeps in keeping(candidates, teacher_score, floor, share))
-    return tuple(kept["system"].iloc[-1] if len(kept) else None for kept in found)
-
-
-@wrong("6.3", "place for label", "does not depend on the order of the rows", "for .loc, where .iloc wants a place")
-def label_as_place(candidates, teacher_score, floor, share=0.95):
-    names = []
-    for keeps in keeping(candidates, teacher_score, floor, share):
-        kept = candidates[keeps]
-        names.append(candidates["system"].iloc[kept["parameters_m"].idxmin()] if len(kept) else None)
-    return tuple(names)
-
-
-@wrong("6.3", "sorts by size only", "takes the better of two of one size", 'sort_values(["parameters_m", "score"]')
-def size_only(candidates, teacher_score, floor, share=0.95):
-    found = (candidates[keeps] for keeps in keeping(candidates, teacher_score, floor, share))
-    by_size = (kept.sort_values("parameters_m", kind="stable") for kept in found)
-    return tuple(kept["system"].iloc[0] if len(kept) else None for kept in by_size)
-
-
-@wrong("6.3", "always 95 %", "follows `share`", "(1 - share)")
-def fixed_share(candidates, teacher_score, floor, share=0.95):
-    return tuple(pick(candidates, keeps) for keeps in keeping(candidates, teacher_score, floor))
-
-
-@wrong("6.3", "falls back on the best", "gives None where nobody keeps enough", "still loses too much")
-def fall_back(candidates, teacher_score, floor, share=0.95):
-    best = candidates["system"].loc[candidates["score"].idxmax()]
-    return tuple(pick(candidates, keeps) or best for keeps in keeping(candidates, teacher_score, floor, share))
-
-
-@wrong("6.3", "not significantly worse", "does not take “no difference shown” for “no loss”", "holds 0")
-def not_significant(candidates, teacher_score, floor, share=0.95):
-    measured, shown = keeping(candidates, teacher_score, floor, share)
-    return pick(candidates, measured), pick(candidates, shown | (candidates["lost_low"] <= 0))
-
-
-@wrong("6.3", "shows by the measured loss", "does not take a measured loss for a shown one", "lost_high")
-def measured_twice(candidates, teacher_score, floor, share=0.95):
-    measured, _ = keeping(candidates, teacher_score, floor, share)
-    return pick(candidates, measured), pick(candidates, measured)
-
-
-@wrong("6.3", "takes the low end", "does not take a measured loss for a shown one", "lost_high")
-def low_end(candidates, teacher_score, floor, share=0.95):
-    measured, _ = keeping(candidates, teacher_score, floor, share)
-    safe = (candidates["lost_low"] <= (1 - share) * (teacher_score - floor)) & (candidates["lost_low"] > 0)
-    return pick(candidates, measured), pick(candidates, safe & measured)
-
-
-@wrong("6.3", "accepts any teacher", "refuses a teacher that has nothing above the floor", "raise ValueError")
-def any_teacher(candidates, teacher_score, floor, share=0.95):
-    limit = (1 - share) * (teacher_score - floor)
-    measured, shown = teacher_score - candidates["score"] <= limit, candidates["lost_high"] <= limit
-    return pick(candidates, measured), pick(candidates, shown)
-
-
 def leads_of(frame):
     no, yes = (frame[name].to_numpy() for name in frame.columns if name.startswith("push_"))
     return (yes - no) * np.sign((yes - no).sum())
@@ -251,51 +162,168 @@ def fired(frame):
     return frame["codebook"].to_numpy() >= 0
 
 
-@wrong("6.4", "returns a share", "gives a whole number of rows", "not a share")
+@wrong("6.3", "returns a share", "gives a whole number of rows", "not a share")
 def share_of_rows(frame):
     leads = leads_of(frame)
     return count(leads.sum(), np.sort(leads[fired(frame)])[::-1]) / len(frame)
 
 
-@wrong("6.4", "from the first row on", "begins with the rows that push hardest", "from high to low")
+@wrong("6.3", "from the first row on", "begins with the rows that push hardest", "from high to low")
 def first_rows(frame):
     leads = leads_of(frame)
     return count(leads.sum(), leads[fired(frame)])
 
 
-@wrong("6.4", "winner's push only", "weighs a row by both of its pushes", "its lead is their difference")
+@wrong("6.3", "winner's push only", "weighs a row by both of its pushes", "its lead is their difference")
 def winner_only(frame):
     pushes = frame[[name for name in frame.columns if name.startswith("push_")]]
     winner = pushes[pushes.sum().idxmax()].to_numpy()
     return count(winner.sum(), np.sort(winner[fired(frame)])[::-1])
 
 
-@wrong("6.4", "sorts by size", "leaves the rows that push the other way", "with its sign")
+@wrong("6.3", "sorts by size", "leaves the rows that push the other way", "with its sign")
 def by_size(frame):
     leads = leads_of(frame)
     return count(leads.sum(), sorted(leads[fired(frame)], key=abs, reverse=True))
 
 
-@wrong("6.4", "second class wins", "works for either verdict", "it may be the first")
+@wrong("6.3", "second class wins", "works for either verdict", "it may be the first")
 def second_class(frame):
     no, yes = (frame[name].to_numpy() for name in frame.columns if name.startswith("push_"))
     leads = yes - no
     return count(leads.sum(), np.sort(leads[fired(frame)])[::-1])
 
 
-@wrong("6.4", "takes the bias away", "counts a bias in the lead, and leaves it there", "cannot be taken away")
+@wrong("6.3", "takes the bias away", "counts a bias in the lead, and leaves it there", "cannot be taken away")
 def bias_too(frame):
     leads = leads_of(frame)
     return count(leads.sum(), np.sort(leads)[::-1])
 
 
-@wrong("6.4", "drops the bias", "counts a bias in the lead, and leaves it there", "belongs to the logits")
+@wrong("6.3", "drops the bias", "counts a bias in the lead, and leaves it there", "belongs to the logits")
 def without_bias(frame):
     leads = leads_of(frame[fired(frame)])
     return count(leads.sum(), np.sort(leads)[::-1])
 
 
-@wrong("6.4", "argmax of nothing", "gives None where no number turns the verdict", "ask any() first")
+@wrong("6.3", "argmax of nothing", "gives None where no number turns the verdict", "ask any() first")
 def argmax_alone(frame):
     leads = leads_of(frame)
     return int((leads.sum() - np.cumsum(np.sort(leads[fired(frame)])[::-1]) <= 0).argmax()) + 1
+
+
+def lead_of(frame, label, answer=None):
+    """The lead of a row's wrong class; None where the answer is right."""
+    pushes = frame.filter(regex="^push_")
+    answer = int(pushes.sum().to_numpy().argmax()) if answer is None else answer
+    return None if answer == label else pushes.iloc[:, answer] - pushes.iloc[:, label]
+
+
+def by_pair(frame, lead):
+    fired = frame["codebook"] >= 0
+    return lead[fired].groupby([frame["codebook"][fired], frame["key"][fired]]).sum()
+
+
+def ranked(totals, limit):
+    total = pd.concat(totals).groupby(level=[0, 1]).sum() if totals else pd.Series(dtype=float)
+    return [(int(codebook), int(key)) for codebook, key in total.nlargest(limit).index]
+
+
+def kinds_with(kinds, labels, frames, limit, lead=lead_of, total=by_pair):
+    """The right answer, with parts to exchange."""
+    found = {}
+    for kind, rows in kinds.items():
+        mistakes = [row for row in rows if lead_of(frames[row], labels[row]) is not None]
+        totals = [total(frames[row], lead(frames[row], labels[row])) for row in mistakes]
+        found[kind] = mistakes, ranked(totals, limit)
+    return found
+
+
+@wrong("6.4", "returns the pairs only", "gives rows and pairs for each kind", "two lists each")
+def pairs_only(kinds, labels, frames, limit=3):
+    return {kind: pairs for kind, (_, pairs) in kinds_with(kinds, labels, frames, limit).items()}
+
+
+@wrong("6.4", "returns keys without codebooks", "gives rows and pairs for each kind", "(codebook, key)")
+def bare_keys(kinds, labels, frames, limit=3):
+    found = kinds_with(kinds, labels, frames, limit)
+    return {kind: (rows, [key for _, key in pairs]) for kind, (rows, pairs) in found.items()}
+
+
+@wrong("6.4", "keeps all rows", "leaves out rows that the student gets right", "higher sum")
+def every_row(kinds, labels, frames, limit=3):
+    found = kinds_with(kinds, labels, frames, limit)
+    return {kind: (kinds[kind], pairs) for kind, (_, pairs) in found.items()}
+
+
+@wrong("6.4", "always asks class 1", "asks each row for its own wrong class", "0 where it is 1")
+def class_one(kinds, labels, frames, limit=3):
+    def lead(frame, label):
+        return frame["push_yes"] - frame["push_no"]
+
+    return kinds_with(kinds, labels, frames, limit, lead=lead)
+
+
+@wrong("6.4", "reads the answer's push alone", "weighs a pair by both of its pushes", "minus push on the label")
+def answer_alone(kinds, labels, frames, limit=3):
+    def lead(frame, label):
+        return frame.filter(regex="^push_").iloc[:, 1 - label]
+
+    return kinds_with(kinds, labels, frames, limit, lead=lead)
+
+
+@wrong("6.4", "takes the strongest token", "adds up all tokens that fire a pair", "then sum")
+def strongest_token(kinds, labels, frames, limit=3):
+    def total(frame, lead):
+        return lead.groupby([frame["codebook"], frame["key"]]).max()
+
+    return kinds_with(kinds, labels, frames, limit, total=total)
+
+
+@wrong("6.4", "ranks the last row", "adds up all mistakes of a kind", "rank the pairs once")
+def last_mistake(kinds, labels, frames, limit=3):
+    found = {}
+    for kind, (rows, _) in kinds_with(kinds, labels, frames, limit).items():
+        totals = [by_pair(frames[row], lead_of(frames[row], labels[row])) for row in rows[-1:]]
+        found[kind] = rows, ranked(totals, limit)
+    return found
+
+
+@wrong("6.4", "groups by key alone", "knows a key by its codebook, too", "group by both columns")
+def key_alone(kinds, labels, frames, limit=3):
+    def total(frame, lead):
+        first = frame.groupby("key")["codebook"].transform("first")
+        return lead.groupby([first, frame["key"]]).sum()
+
+    return kinds_with(kinds, labels, frames, limit, total=total)
+
+
+@wrong("6.4", "ranks the bias", "counts a bias for the answer, and not among the pairs", "it is no key")
+def bias_among_pairs(kinds, labels, frames, limit=3):
+    def total(frame, lead):
+        return lead.groupby([frame["codebook"], frame["key"]]).sum()
+
+    return kinds_with(kinds, labels, frames, limit, total=total)
+
+
+@wrong("6.4", "drops the bias first", "counts a bias for the answer, and not among the pairs", "after the answer")
+def bias_dropped(kinds, labels, frames, limit=3):
+    fired = {row: frame[frame["codebook"] >= 0] for row, frame in frames.items()}
+    return kinds_with(kinds, labels, fired, limit)
+
+
+@wrong("6.4", "weakest first", "gives `limit` pairs, the strongest first", "nlargest(limit)")
+def weakest_first(kinds, labels, frames, limit=3):
+    found = kinds_with(kinds, labels, frames, limit)
+    return {kind: (rows, pairs[::-1]) for kind, (rows, pairs) in found.items()}
+
+
+@wrong("6.4", "never more than three", "gives `limit` pairs, the strongest first", "sorts and cuts")
+def never_more_than_three(kinds, labels, frames, limit=3):
+    return kinds_with(kinds, labels, frames, min(limit, 3))
+
+
+@wrong("6.4", "leaves the kind out", "gives two empty lists for a kind without a mistake", "return ([], [])")
+def kind_left_out(kinds, labels, frames, limit=3):
+    found = kinds_with(kinds, labels, frames, limit)
+    return {kind: parts for kind, parts in found.items() if parts[0]}

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import matthews_corrcoef
 
-from workbook.checking import Answer, Exercise, Mistake, expect, expect_close, expect_number, show
+from workbook.checking import Answer, Exercise, expect, expect_close, expect_number, show
 
 MATTHEWS = Exercise("6.1", "MCC from four counts", difficulty=2, minutes=10)
 
@@ -178,129 +178,7 @@ def middle(answer: Answer) -> None:
     expect(abs((high - low) / expected - 1) < 0.12, f"width {high - low:.4f}, expected about {expected:.4f}")
 
 
-SMALLEST = Exercise("6.3", "The smallest student that keeps 95 %", difficulty=3, minutes=20)
-
-
-def _candidates(*rows: tuple[str, float, float, float, float]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=["system", "parameters_m", "score", "lost_low", "lost_high"])
-
-
-def _chosen(value: object) -> tuple[str | None, str | None]:
-    pair = isinstance(value, (tuple, list)) and len(value) == 2
-    expect(pair and all(name is None or isinstance(name, str) for name in value), f"{type(value).__name__}")
-    return tuple(value)
-
-
-# a teacher of 0.90 above a majority class of 0.50 may lose 0.02
-_CLEAR = (
-    ("six layers", 22.6, 0.898, 0.001, 0.006),
-    ("four layers", 19.0, 0.892, 0.003, 0.012),
-    ("two layers", 15.5, 0.860, 0.025, 0.055),
-)
-
-
-@SMALLEST.probe("gives two names", hint="return measured, shown: two texts of the column system, or None")
-def two_names(answer: Answer) -> None:
-    _chosen(answer(_candidates(*_CLEAR), 0.9, 0.5))
-
-
-@SMALLEST.probe(
-    "counts what is kept above the majority class",
-    hint="compare score - floor with share · (teacher_score - floor): nobody learned the points of the floor",
-)
-def above_floor(answer: Answer) -> None:
-    frame = _candidates(("large", 20.0, 0.895, 0.001, 0.009), ("small", 10.0, 0.870, 0.010, 0.050))
-    measured, _ = _chosen(answer(frame, 0.9, 0.68))
-    expect(measured == "large", f"{measured}; of 0.22 above the floor, small keeps 0.19, that is 86 %")
-
-
-@SMALLEST.probe(
-    "takes the smallest, not the best", hint="all that keep enough are good enough: choose by parameters_m"
-)
-def smallest(answer: Answer) -> None:
-    measured, _ = _chosen(answer(_candidates(*_CLEAR), 0.9, 0.5))
-    expect(measured == "four layers", f"{measured}; four layers keep 0.392 of 0.400")
-
-
-@SMALLEST.probe(
-    "does not depend on the order of the rows",
-    hint="sort by parameters_m yourself; idxmin gives an index label, for .loc, where .iloc wants a place",
-)
-def any_order(answer: Answer) -> None:
-    frame = _candidates(
-        ("d", 19.0, 0.892, 0.003, 0.012),
-        ("a", 11.0, 0.700, 0.150, 0.250),
-        ("c", 16.0, 0.889, 0.004, 0.016),
-        ("e", 22.6, 0.898, 0.001, 0.006),
-    )
-    frame.index = [3, 2, 1, 0]  # a frame that was sorted before does not count from 0
-    for shuffled in (frame, frame.iloc[::-1], frame.iloc[[1, 3, 0, 2]]):
-        measured, _ = _chosen(answer(shuffled, 0.9, 0.5))
-        expect(measured == "c", f"{measured} in the order {', '.join(shuffled['system'])}")
-
-
-@SMALLEST.probe(
-    "takes the better of two of one size",
-    hint='sort_values(["parameters_m", "score"], ascending=[True, False]) puts it first',
-)
-def ties(answer: Answer) -> None:
-    frame = _candidates(("worse", 17.0, 0.885, 0.005, 0.018), ("better", 17.0, 0.895, 0.001, 0.009))
-    for ordered in (frame, frame.iloc[::-1]):
-        measured, _ = _chosen(answer(ordered, 0.9, 0.5))
-        expect(measured == "better", f"{measured}, in the order {', '.join(ordered['system'])}")
-
-
-@SMALLEST.probe("follows `share`", hint="the limit is (1 - share) of what the teacher has above the floor")
-def other_share(answer: Answer) -> None:
-    measured, _ = _chosen(answer(_candidates(*_CLEAR), 0.9, 0.5, share=0.8))
-    expect(measured == "two layers", f"{measured} for share=0.8; two layers keep 90 %")
-
-
-@SMALLEST.probe(
-    "gives None where nobody keeps enough", hint="the best of those that lose too much still loses too much"
-)
-def nobody(answer: Answer) -> None:
-    chosen = _chosen(answer(_candidates(*_CLEAR[2:], ("one layer", 13.7, 0.8, 0.06, 0.14)), 0.9, 0.5))
-    expect(chosen == (None, None), f"{show(chosen)}, where the best keeps 90 %")
-
-
-@SMALLEST.probe(
-    "does not take “no difference shown” for “no loss”",
-    hint="an interval that holds 0 may be a wide one: ask whether the loss at its high end is within the limit",
-)
-def not_insignificance(answer: Answer) -> None:
-    frame = _candidates(("large", 20.0, 0.896, 0.001, 0.008), ("small", 10.0, 0.872, -0.010, 0.066))
-    _, shown = _chosen(answer(frame, 0.9, 0.5))
-    expect(shown == "large", f"{shown} as shown; small may lose 0.066, where 0.020 are allowed")
-
-
-@SMALLEST.probe(
-    "does not take a measured loss for a shown one",
-    hint="for the second name, lost_high must be within the limit, not teacher_score - score",
-)
-def worst_case(answer: Answer) -> None:
-    frame = _candidates(("large", 20.0, 0.896, 0.001, 0.008), ("small", 10.0, 0.890, 0.002, 0.031))
-    chosen = _chosen(answer(frame, 0.9, 0.5))
-    expect(chosen == ("small", "large"), f"{show(chosen)}; small may lose 0.031, where 0.020 are allowed")
-
-
-@SMALLEST.probe(
-    "refuses a teacher that has nothing above the floor",
-    hint="a share of nothing means nothing: raise ValueError where teacher_score <= floor",
-)
-def weak_teacher(answer: Answer) -> None:
-    for teacher_score in (0.5, 0.45):
-        frame = _candidates(("large", 20.0, 0.52, -0.05, 0.01), ("small", 10.0, 0.40, 0.02, 0.18))
-        try:
-            chosen = answer(frame, teacher_score, 0.5)
-        except Mistake as mistake:
-            if not isinstance(mistake.__cause__, ValueError):
-                raise Mistake(f"{mistake.saw}, not a ValueError") from mistake
-        else:
-            raise Mistake(f"{show(chosen)} for a teacher of {teacher_score} and a floor of 0.5")
-
-
-PUSHES = Exercise("6.4", "How many pushes carry the verdict?", difficulty=2, minutes=10)
+PUSHES = Exercise("6.3", "How many pushes carry the verdict?", difficulty=2, minutes=10)
 
 
 def _explained(
@@ -395,3 +273,142 @@ def bias_stays(answer: Answer) -> None:
 )
 def never(answer: Answer) -> None:
     _expect_count(answer, _explained(_leads(8), bias=(0.0, 90.0)), "where the bias outweighs all other rows")
+
+
+MISTAKES = Exercise("6.4", "Three kinds of mistakes", difficulty=3, minutes=20)
+_Found = dict[str, tuple[list[int], list[tuple[int, int]]]]
+
+
+def _fired(*rows: tuple[int, int, float, float]) -> pd.DataFrame:
+    """Make a frame like `explain`'s from codebook, key and the pushes on the classes no (0) and yes (1)."""
+    frame = pd.DataFrame(rows, columns=["codebook", "key", "push_no", "push_yes"])
+    frame.insert(0, "position", np.where(frame["codebook"] < 0, -1, np.arange(len(frame)) // 2))
+    frame.insert(1, "token", [f"word{position}" if position >= 0 else "[bias]" for position in frame["position"]])
+    frame["distance"] = 0.5
+    return frame
+
+
+# two mistakes of each class and one right answer
+_LABELS = np.array([0, 0, 1, 1, 1])
+_FRAMES = {
+    0: _fired((0, 5, 0.0, 3.0), (1, 8, 0.5, 1.0), (0, 6, 1.0, 0.0)),
+    1: _fired((0, 5, 0.0, 1.0), (1, 9, 0.0, 2.5), (1, 7, 1.0, 0.0)),
+    2: _fired((0, 2, 4.0, 0.0), (1, 3, 2.0, 0.5), (0, 5, 0.0, 3.0)),
+    3: _fired((0, 4, 2.0, 0.0), (1, 3, 3.0, 0.0), (0, 5, 0.0, 1.0)),
+    4: _fired((0, 5, 0.0, 9.0), (1, 1, 0.5, 0.0)),
+}
+
+
+def _mistakes(answer: Answer, kinds: dict[str, list[int]], **inputs: object) -> _Found:
+    """Call the answer, by default on `_LABELS` and `_FRAMES`, and read what it returns."""
+    value = answer(kinds, inputs.pop("labels", _LABELS), inputs.pop("frames", _FRAMES), **inputs)
+    expect(isinstance(value, dict), f"{type(value).__name__} instead of a dictionary")
+    expect(list(value) == list(kinds), f"the kinds {show(list(value))} instead of {show(list(kinds))}")
+    found: _Found = {}
+    for kind, parts in value.items():
+        two = isinstance(parts, (tuple, list)) and len(parts) == 2
+        expect(two and all(isinstance(part, list) for part in parts), f"{show(parts)} for {kind}, not two lists")
+        pairs = [tuple(pair) if isinstance(pair, (tuple, list)) else (pair,) for pair in parts[1]]
+        expect(all(len(pair) == 2 for pair in pairs), f"{show(parts[1])} instead of pairs (codebook, key)")
+        rows = [int(expect_number(row)) for row in parts[0]]
+        found[kind] = rows, [(int(expect_number(one)), int(expect_number(two))) for one, two in pairs]
+    return found
+
+
+def _expect_pairs(found: _Found, kind: str, expected: list[tuple[int, int]], why: str) -> None:
+    pairs = found[kind][1]
+    expect(pairs == expected, f"{show(pairs)} instead of {show(expected)}: {why}")
+
+
+@MISTAKES.probe(
+    "gives rows and pairs for each kind",
+    hint="return a dictionary {kind: (rows, pairs)} with two lists each; a pair is (codebook, key)",
+)
+def rows_and_pairs(answer: Answer) -> None:
+    _mistakes(answer, {"one": [0], "other": [2]})
+
+
+@MISTAKES.probe(
+    "leaves out rows that the student gets right",
+    hint="the answer is the class whose pushes have the higher sum; keep the row only if it is not labels[row]",
+)
+def only_mistakes(answer: Answer) -> None:
+    rows, _ = _mistakes(answer, {"mixed": [4, 2, 0]})["mixed"]
+    expect(rows == [2, 0], f"{show(rows)} instead of [2, 0]: row 4 is answered yes, and labelled yes")
+
+
+@MISTAKES.probe(
+    "asks each row for its own wrong class",
+    hint="the wrong class is the answer of that row: 1 where the label is 0, and 0 where it is 1",
+)
+def own_wrong_class(answer: Answer) -> None:
+    found = _mistakes(answer, {"missed": [2]}, limit=1)
+    _expect_pairs(found, "missed", [(0, 2)], "row 2 is a yes that was answered no")
+
+
+@MISTAKES.probe(
+    "weighs a pair by both of its pushes",
+    hint="a pair that pushes both classes alike decides nothing: push on the answer minus push on the label",
+)
+def against_the_label(answer: Answer) -> None:
+    frames = {0: _fired((0, 1, 5.0, 5.5), (0, 2, 0.0, 2.0))}
+    found = _mistakes(answer, {"one": [0]}, frames=frames, limit=1)
+    _expect_pairs(found, "one", [(0, 2)], "it pushes 2 ahead, (0, 1) only 0.5")
+
+
+@MISTAKES.probe(
+    "adds up all tokens that fire a pair",
+    hint="one key is fired by several tokens of a frame: group by codebook and key, then sum",
+)
+def all_tokens(answer: Answer) -> None:
+    frames = {0: _fired((0, 1, 0.0, 2.0), (0, 2, 0.0, 1.5), (0, 2, 0.0, 1.5))}
+    found = _mistakes(answer, {"one": [0]}, frames=frames, limit=1)
+    _expect_pairs(found, "one", [(0, 2)], "two tokens fire it, with 1.5 each")
+
+
+@MISTAKES.probe(
+    "adds up all mistakes of a kind",
+    hint="collect the leads of all rows of the kind first, and rank the pairs once",
+)
+def all_rows(answer: Answer) -> None:
+    found = _mistakes(answer, {"missed": [2, 3], "again": [3, 2]}, limit=1)
+    for kind in found:
+        _expect_pairs(found, kind, [(1, 3)], "1.5 in row 2 and 3 in row 3; (0, 2) has 4 in row 2 alone")
+
+
+@MISTAKES.probe(
+    "knows a key by its codebook, too",
+    hint="key 7 of codebook 0 and key 7 of codebook 1 are two keys: group by both columns",
+)
+def by_codebook(answer: Answer) -> None:
+    frames = {0: _fired((0, 7, 0.0, 1.0), (1, 7, 0.0, 1.2), (0, 3, 0.0, 2.0))}
+    found = _mistakes(answer, {"one": [0]}, frames=frames, limit=1)
+    _expect_pairs(found, "one", [(0, 3)], "2.0 against 1.0 and 1.2")
+
+
+@MISTAKES.probe(
+    "counts a bias for the answer, and not among the pairs",
+    hint="a row of codebook -1 belongs to the logits, but it is no key: drop it after the answer is known",
+)
+def bias_is_no_pair(answer: Answer) -> None:
+    frames = {0: _fired((0, 1, 1.0, 0.0), (0, 2, 0.0, 0.5), (-1, -1, 0.0, 5.0))}
+    rows, pairs = _mistakes(answer, {"one": [0]}, frames=frames, limit=1)["one"]
+    expect(rows == [0], f"{show(rows)} instead of [0]: the bias of 5 turns the answer to yes")
+    expect(pairs == [(0, 2)], f"{show(pairs)} instead of [(0, 2)]")
+
+
+@MISTAKES.probe("gives `limit` pairs, the strongest first", hint="Series.nlargest(limit) sorts and cuts")
+def strongest_first_pairs(answer: Answer) -> None:
+    expected = [(1, 3), (0, 2), (0, 4), (0, 5)]
+    for limit in (2, 4):
+        found = _mistakes(answer, {"missed": [2, 3]}, limit=limit)
+        _expect_pairs(found, "missed", expected[:limit], f"limit={limit}")
+
+
+@MISTAKES.probe(
+    "gives two empty lists for a kind without a mistake",
+    hint="pd.concat of an empty list raises: return ([], []) before it",
+)
+def no_mistake(answer: Answer) -> None:
+    found = _mistakes(answer, {"right": [4], "missed": [2]})
+    expect(found["right"] == ([], []), f"{show(found['right'])} instead of ([], [])")
