@@ -1,6 +1,6 @@
-"""Solved notebooks in a real JupyterLab, the explorer by keyboard alone; pictures in data/runs/screenshots.
+"""Solved notebooks in a real JupyterLab, the widgets by keyboard alone; pictures in data/runs/screenshots.
 
-The notebooks with an explorer run whole, of the others only the exercises: strict comparison runs the rest.
+The notebooks with a widget run whole, of the others only the exercises: strict comparison runs the rest.
 """
 
 import re
@@ -18,9 +18,10 @@ if browser.CHROMIUM is None:
     pytest.skip("there is no Chromium: on Debian, apt-get install chromium", allow_module_level=True)
 
 SCREENSHOTS = runs_folder() / "screenshots"
-TRAINED = {"03_bottleneck": False, "06_evaluation": True}  # notebooks with an explorer: are its values trained?
+KEYS = "03_bottleneck"  # an explorer of keys alone, and the bench on which keys move
+TRAINED = {"06_evaluation": True}  # notebooks with a whole explorer: are its values trained?
 SUPPRESSOR = "08_continual_learning"
-WHOLE = {*TRAINED, SUPPRESSOR}
+WHOLE = {KEYS, *TRAINED, SUPPRESSOR}
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,9 @@ def test_run_all_in_jupyterlab(lab, page, path):
         # and not only in the notebook: drawn on the page
         page.wait_for_function(f"() => {browser.DRAWN_PLOTS} === {plots}")
     browser.screenshots(page, SCREENSHOTS, path.stem)
+    if path.stem == KEYS:
+        move_keys_by_keyboard(page, path.stem)
+        read_keys_by_keyboard(page, path.stem)
     if path.stem in TRAINED:
         explore_by_keyboard(page, TRAINED[path.stem], path.stem)
     if path.stem == SUPPRESSOR:
@@ -85,6 +89,73 @@ def test_run_all_in_jupyterlab(lab, page, path):
 
 def count_plots(outputs):
     return sum("image/png" in output.get("data", {}) for output in outputs)
+
+
+def move_keys_by_keyboard(page, name):
+    """Put a key into a corner, where it dies, and revive it: with no mouse."""
+    menu = page.get_by_role("combobox", name="Key", exact=True)
+    bench, press = page.locator(".widget-vbox").filter(has=menu), page.keyboard.press
+    said, table = bench.get_by_role("status"), bench.get_by_role("table")
+    menu.focus()
+    press("ArrowDown")
+    bench.locator(".kv-chosen").get_by_role("rowheader", name="1", exact=True).wait_for()
+    assert said.inner_text().startswith("4 of 10 keys dead") and numbers(table)[1][0] > 100
+    for label in ("First dim.", "Second dim."):
+        tab_to(page, bench.get_by_role("slider", name=label))
+        press("End")  # where no vector is
+    bench.get_by_text("5 of 10 keys dead").wait_for()
+    assert numbers(table)[1] == [0, 1]
+    tab_to(page, bench.get_by_role("button", name="One update step"))
+    for count in (0.8, 0.64):
+        press("Enter")
+        bench.get_by_role("row", name=f"1 0 {count:.4f}").wait_for()
+    bench.screenshot(path=SCREENSHOTS / f"{name}-bench.png")
+    tab_to(page, bench.get_by_role("button", name="Revive dead keys"))
+    press("Space")
+    bench.get_by_role("row", name=re.compile(r"1 \d+ 100\.0000")).wait_for()
+    tab_to(page, bench.get_by_role("button", name="Another start"))
+    press("Enter")
+    bench.get_by_role("row", name=re.compile(r"1 \d+ 1\.0000")).wait_for()
+    theme(page, "JupyterLab Dark", "false")
+    bench.screenshot(path=SCREENSHOTS / f"{name}-bench-dark.png")
+    theme(page, "JupyterLab Light", "true")
+    assert page.evaluate("window.jupyterapp.shell.currentWidget.content.model.cells.length") == page.cells
+
+
+def tab_to(page, control):
+    """Press Tab until a control has the focus: at most three times, for a slider's number is a stop, too."""
+    for _ in range(3):
+        page.keyboard.press("Tab")
+        if control.evaluate("control => control === document.activeElement"):
+            return
+    raise AssertionError(f"Tab does not lead to {control}")
+
+
+def theme(page, name, is_light):
+    page.evaluate(f"window.jupyterapp.commands.execute('apputils:change-theme', {{theme: '{name}'}})")
+    page.wait_for_function(f"document.body.dataset.jpThemeLight === '{is_light}'")
+
+
+def read_keys_by_keyboard(page, name):
+    """Find the pair read, choose one of its tokens, type a word: with no mouse, and with no word on values."""
+    sentence = page.get_by_label("Sentence", exact=True)
+    explorer, press = page.locator(".widget-vbox").filter(has=sentence), page.keyboard.press
+    assert [sentence.input_value(), explorer.get_by_label("Second, for a pair").input_value()] == list(PAIR)
+    sentence.focus()
+    tab_to(page, explorer.get_by_role("combobox", name="Token"))
+    press("Home")
+    for _ in range(4):
+        press("ArrowDown")  # [CLS] the young nurse thanked
+    explorer.get_by_text("Keys that thanked fired").wait_for()
+    assert explorer.get_by_role("slider").count() == 0 and "push" not in explorer.inner_text()
+    explorer.screenshot(path=SCREENSHOTS / f"{name}-explorer.png")
+    theme(page, "JupyterLab Dark", "false")
+    explorer.screenshot(path=SCREENSHOTS / f"{name}-explorer-dark.png")
+    sentence.focus()
+    press("Control+a")
+    page.keyboard.type("nurse")
+    press("Enter")
+    explorer.get_by_text("Keys that nurse fired").or_(explorer.get_by_text("Keys that [CLS] fired")).wait_for()
 
 
 def explore_by_keyboard(page, trained, name):

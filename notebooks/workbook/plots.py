@@ -94,6 +94,17 @@ def plot_lines(
     return ax
 
 
+def plot_ranks(shares: Mapping[str, np.ndarray], title: str, references: Mapping[str, float]) -> Axes:
+    """Draw rank against frequency: shares of all tokens, the largest first, on logarithmic axes."""
+    longest = max(map(len, shares.values()))
+    frame = pd.DataFrame({name: pd.Series(np.asarray(share)) for name, share in shares.items()})
+    frame.insert(0, "rank", np.arange(1, longest + 1))
+    ax = plot_lines(frame, "rank", list(shares), title, "rank, most used first", "share of all tokens", references)
+    ax.loglog()
+    plt.setp([ax.xaxis, ax.yaxis], major_formatter="{x:g}")  # 100, not 10²
+    return ax
+
+
 def plot_bars(
     values: Mapping[str, float],
     title: str,
@@ -260,6 +271,37 @@ def _cells(keys: np.ndarray, centre: np.ndarray, reach: float) -> tuple[list[np.
     far = centre + reach * np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]])
     diagram = Voronoi(np.concatenate([distinct, far]))
     return [diagram.vertices[diagram.regions[diagram.point_region[one]]] for one in range(len(distinct))], owners
+
+
+def plot_scatter(points: np.ndarray, labels: Sequence[str | int], title: str, ax: Axes) -> Axes:
+    """Draw two-dimensional points, each label with a colour and a marker; up to seven labels get a legend.
+
+    Parameters
+    ----------
+    points : numpy.ndarray
+        ``(N, 2)``, for example the first two principal components.
+    labels : sequence of str or int
+        Of each point; of more than seven, colours and then markers come again.
+    title : str
+        The finding.
+    ax : matplotlib.axes.Axes
+        Where to draw.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+    """
+    ax = _axes(title, "first principal component", "second principal component", ax)
+    labels = np.asarray(labels)
+    different = list(dict.fromkeys(labels.tolist()))
+    for number, label in enumerate(different):
+        # a step of colour and marker together, so that up to seven differ in both
+        marker = _MARKERS[(number + number // 7) % 7]
+        style = {"s": 12, "alpha": 0.6, "linewidths": 0, "marker": marker, "color": COLORS[number % 7]}
+        ax.scatter(*points[labels == label].T, label=str(label), **style)
+    if len(different) <= 7:
+        ax.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=7, frameon=False)
+    return ax
 
 
 def plot_regions(
