@@ -82,9 +82,12 @@ def test_controls_do_what_the_functions_do(points):
     bench = VoronoiBench(points, 6, seed=4)
     expected, generator = random_codebook(6, seed=4), torch.Generator().manual_seed(4)
     bench.key.value = 3
-    assert [bench.x.value, bench.y.value] == expected.keys[0, 3].tolist()
+    x, y = (round(one, 1) for one in expected.keys[0, 3].tolist())
+    assert [bench.x.value, bench.y.value] == [x, y]
+    bench.x.value = x + 1e-9  # what a browser may send back
+    assert torch.equal(bench.codebook.keys, expected.keys)
     bench.x.value = 4.5
-    place(expected, 3, 4.5, float(expected.keys[0, 3, 1]))
+    place(expected, 3, 4.5, y)
     torch.testing.assert_close(bench.codebook.keys, expected.keys)
     bench.step.click()
     update(expected, points, generator)
@@ -94,7 +97,7 @@ def test_controls_do_what_the_functions_do(points):
     torch.testing.assert_close(bench.codebook.keys, expected.keys)
     keys, totals = measure(expected, points)
     assert say(totals, 6) in bench._says.value and f"<td>{keys['hits'][3]}</td>" in bench._table.value
-    assert bench.x.value == pytest.approx(float(expected.keys[0, 3, 0]))
+    assert bench.x.value == round(float(expected.keys[0, 3, 0]), 1)
     bench.restart.click()
     assert torch.equal(bench.codebook.keys, random_codebook(6, seed=5).keys)
 

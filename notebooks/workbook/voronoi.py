@@ -4,6 +4,7 @@ What moves keys is `DiscreteKeyValueBottleneck.update_keys`; here are its plane,
 """
 
 import base64
+from collections.abc import Callable
 from io import BytesIO
 from typing import Any
 
@@ -51,13 +52,9 @@ def place(codebook: DiscreteKeyValueBottleneck, key: int, x: float, y: float) ->
 def measure(codebook: DiscreteKeyValueBottleneck, points: Tensor) -> tuple[pd.DataFrame, dict[str, float]]:
     """Measure how points ``(N, 2)`` use the keys.
 
-    Returns
-    -------
-    keys : pandas.DataFrame
-        One row a ``key``: its ``hits`` and its ``count``, the moving average of hits.
-    totals : dict of str to float
-        ``dead``: keys without hits; ``perplexity``; ``squared_distance``: its mean; ``quantization_error``: that
-        over the variance of the points.
+    Returns a row for each ``key`` with its ``hits`` and its ``count``, their moving average; and of the codebook the
+    number of ``dead`` keys, ``perplexity``, the mean ``squared_distance``, and the ``quantization_error``, which is
+    that over the variance of the points.
     """
     found = codebook.quantize(points)
     usage = codebook.usage(found, points).iloc[0]
@@ -82,7 +79,7 @@ class VoronoiBench:
     Parameters
     ----------
     points : torch.Tensor
-        ``(N, 2)``, float64: what the keys are fitted to.
+        ``(N, 2)``, float64, in the square from -4.5 to 4.5: what the keys are fitted to.
     size, seed : int
         How many keys there are, and of their places; the button *Another start* takes the next seed.
 
@@ -94,17 +91,19 @@ class VoronoiBench:
         What they work on.
     """
 
-    def __init__(self, points: Tensor, size: int = 8, seed: int = 0) -> None:
-        self._points, self._size, self._seed, self._following = points, size, seed, False
+    def __init__(self, points: Tensor, size: int, seed: int) -> None:
+        self._points, self._size, self._seed, self._shown = points, size, seed, (0.0, 0.0)
         self._figure = Figure(figsize=(5.2, 4.9), dpi=80)
         self._axes = self._figure.add_axes((0.1, 0.17, 0.88, 0.77))
-        self.key = widgets.Dropdown(description="Key", options=range(size))
-        limits = {"min": -_EDGE, "max": _EDGE, "step": 0.1, "readout_format": ".1f"}
-        self.x = widgets.FloatSlider(description="First dim.", **limits)
-        self.y = widgets.FloatSlider(description="Second dim.", **limits)
-        wide = {"layout": widgets.Layout(width="auto")}
+        wide = {"style": {"description_width": "130px"}, "layout": widgets.Layout(width="min(420px, 98%)")}
+        self.key = widgets.Dropdown(description="Key", options=range(size), **wide)
+        limits = {"min": -_EDGE, "max": _EDGE, "step": 0.1, "readout_format": ".1f", **wide}
+        self.x = widgets.FloatSlider(description="First dimension", **limits)
+        self.y = widgets.FloatSlider(description="Second dimension", **limits)
         names = ("One update step", "Revive dead keys", "Another start")
-        self.step, self.revive, self.restart = (widgets.Button(description=name, **wide) for name in names)
+        self.step, self.revive, self.restart = (
+            widgets.Button(description=name, layout=widgets.Layout(width="auto")) for name in names
+        )
         self._picture, self._says, self._table = widgets.HTML(), widgets.HTML(), widgets.HTML()
         for control in (self.x, self.y):
             control.observe(lambda _: self._move(), "value")
@@ -131,32 +130,35 @@ class VoronoiBench:
         self._generator = torch.Generator().manual_seed(seed)
         self._show()
 
-    def _apply(self, change: Any) -> None:
+    def _apply(self, change: Callable[[DiscreteKeyValueBottleneck, Tensor, torch.Generator], None]) -> None:
         change(self.codebook, self._points, self._generator)
         self._show()
 
     def _move(self) -> None:
-        if not self._following:
-            place(self.codebook, self.key.value, self.x.value, self.y.value)
+        wanted = self.x.value, self.y.value
+        # a browser sends back what it was sent, with rounding errors: that is no move
+        if max(abs(one - other) for one, other in zip(wanted, self._shown, strict=True)) > 0.01:
+            place(self.codebook, self.key.value, *wanted)
             self._show()
 
     def _show(self) -> None:
         """Measure and draw; the sliders follow the chosen key."""
-        self._following = True
-        self.x.value, self.y.value = self.codebook.keys[0, self.key.value].tolist()
-        self._following = False
+        self._shown = tuple(round(one, 1) for one in self.codebook.keys[0, self.key.value].tolist())
+        # both sliders stand at the key before either says that it was moved
+        with self.x.hold_trait_notifications(), self.y.hold_trait_notifications():
+            self.x.value, self.y.value = self._shown
         keys, totals = measure(self.codebook, self._points)
         said = say(totals, self._size)
         self._says.value = f'<p class="kv-says" role="status">{said}</p>'
         chosen = [key == self.key.value for key in keys["key"]]
         self._table.value = html_table(keys, "Hits of each key, and their moving average", chosen=chosen)
         self._axes.clear()
-        title = "Darker cells have more hits"
+        title = "Darker cells have more hits, white keys have none"
         plot_cells(self._points.numpy(), self.codebook.keys[0].numpy(), title, self._axes, keys["hits"].to_numpy())
         ring = self.codebook.keys[0, self.key.value].tolist()
         self._axes.scatter(*ring, s=260, facecolors="none", edgecolors="black", linewidths=1.6)
         self._axes.set(xlim=(-_EDGE - 0.2, _EDGE + 0.2), ylim=(-_EDGE - 0.2, _EDGE + 0.2))
         stream = BytesIO()
-        self._figure.savefig(stream, format="png")
+        self._figure.savefig(stream, format="png", pil_kwargs={"compress_level": 1})  # soon there, not small
         picture = base64.b64encode(stream.getvalue()).decode()
         self._picture.value = f'<img alt="Keys, cells and points: {said}" src="data:image/png;base64,{picture}">'
