@@ -52,9 +52,9 @@ def place(codebook: DiscreteKeyValueBottleneck, key: int, x: float, y: float) ->
 def measure(codebook: DiscreteKeyValueBottleneck, points: Tensor) -> tuple[pd.DataFrame, dict[str, float]]:
     """Measure how points ``(N, 2)`` use the keys.
 
-    Returns a row for each ``key`` with its ``hits`` and its ``count``, their moving average; and of the codebook the
-    number of ``dead`` keys, ``perplexity``, the mean ``squared_distance``, and the ``quantization_error``, which is
-    that over the variance of the points.
+    Returns a row for each ``key`` with its ``hits`` and its ``count``, their moving average; and, of the codebook,
+    the number of ``dead`` keys, ``perplexity``, the mean ``squared_distance``, and ``quantization_error``, that
+    over the variance of the points.
     """
     found = codebook.quantize(points)
     usage = codebook.usage(found, points).iloc[0]
