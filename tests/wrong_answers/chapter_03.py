@@ -380,12 +380,12 @@ def illnesses(hits):
     return [names[remedy] for remedy in remedies(shares(hits).max(-1).values, silent_share(hits))]
 
 
-@wrong("3.4", "wants all keys alike", "leaves a healthy codebook alone", "words do, too")
+@wrong("3.4", "wants all keys alike", "leaves a healthy codebook alone, however uneven", "words do, too")
 def wants_uniform(hits):
     return ["freeze" if one > 0.95 * hits.shape[1] else "refit" for one in perplexities(hits).tolist()]
 
 
-@wrong("3.4", "calls rare keys dead", "leaves a healthy codebook alone", "words do, too")
+@wrong("3.4", "calls rare keys dead", "leaves a healthy codebook alone, however uneven", "words do, too")
 def rare_is_dead(hits):
     rare = (shares(hits) < 0.5 / hits.shape[1]).double().mean(-1)
     return remedies(shares(hits).max(-1).values, rare)
