@@ -244,12 +244,11 @@ def plot_cells(
     low, high = span.min(0), span.max(0)
     margin = 0.08 * (high - low)
     cells, owners = _cells(keys, (low + high) / 2, 50 * (high - low).max())
-    share = np.zeros(len(keys)) if hits is None else hits / hits.max()
-    shade = matplotlib.colormaps["Blues"](0.45 * share[owners])
+    share = np.ones(len(keys)) if hits is None else hits / hits.max()
+    shade = "none" if hits is None else matplotlib.colormaps["Blues"](0.45 * share[owners])
     ax.add_collection(PolyCollection(cells, facecolors=shade, edgecolors="0.45", linewidths=1.0, zorder=0))
     ax.scatter(*points.T, s=8, alpha=0.45, color=COLORS[0], linewidths=0, label="vectors")
-    filled = share > 0 if hits is not None else np.ones(len(keys), dtype=bool)
-    for which, color, label in ((filled, COLORS[1], "keys"), (~filled, "white", "keys without hits")):
+    for which, color, label in ((share > 0, COLORS[1], "keys"), (share == 0, "white", "keys without hits")):
         if which.any():
             style = {"s": 60, "marker": "X", "color": color, "edgecolors": "black", "linewidths": 0.8}
             ax.scatter(*keys[which].T, label=label, **style)

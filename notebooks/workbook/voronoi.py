@@ -157,7 +157,7 @@ class VoronoiBench:
         plot_cells(self._points.numpy(), self.codebook.keys[0].numpy(), title, self._axes, keys["hits"].to_numpy())
         ring = self.codebook.keys[0, self.key.value].tolist()
         self._axes.scatter(*ring, s=260, facecolors="none", edgecolors="black", linewidths=1.6)
-        self._axes.set(xlim=(-_EDGE - 0.2, _EDGE + 0.2), ylim=(-_EDGE - 0.2, _EDGE + 0.2))
+        self._axes.set(xlim=(-_EDGE - 0.5, _EDGE + 0.5), ylim=(-_EDGE - 0.5, _EDGE + 0.5))
         stream = BytesIO()
         self._figure.savefig(stream, format="png", pil_kwargs={"compress_level": 1})  # soon there, not small
         picture = base64.b64encode(stream.getvalue()).decode()
