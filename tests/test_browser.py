@@ -18,9 +18,9 @@ if browser.CHROMIUM is None:
     pytest.skip("there is no Chromium: on Debian, apt-get install chromium", allow_module_level=True)
 
 SCREENSHOTS = runs_folder() / "screenshots"
-TRAINED = {"03_bottleneck": False, "06_evaluation": True}  # notebooks with an explorer: are its values trained?
-LOSS_BENCH, SIZES, EVALUATION, SUPPRESSOR = "04_loss", "05_training", "06_evaluation", "08_continual_learning"
-WHOLE = {*TRAINED, LOSS_BENCH, SIZES, SUPPRESSOR}
+KEYS, LOSS, SIZES = "03_bottleneck", "04_loss", "05_training"
+EVALUATION, SUPPRESSOR = "06_evaluation", "08_continual_learning"
+WHOLE = {KEYS, LOSS, SIZES, EVALUATION, SUPPRESSOR}
 
 
 @pytest.fixture(scope="module")
@@ -74,16 +74,18 @@ def test_run_all_in_jupyterlab(lab, page, path):
         # and not only in the notebook: drawn on the page
         page.wait_for_function(f"() => {browser.DRAWN_PLOTS} === {plots}")
     browser.screenshots(page, SCREENSHOTS, path.stem)
-    if path.stem in TRAINED:
-        explore_by_keyboard(page, TRAINED[path.stem], path.stem)
+    if path.stem == KEYS:
+        move_keys_by_keyboard(page, path.stem)
+        read_keys_by_keyboard(page, path.stem)
     if path.stem == SIZES:
         choose_a_size_by_keyboard(page, path.stem)
     if path.stem == EVALUATION:
+        explore_by_keyboard(page, path.stem)
         strip_by_keyboard(page, path.stem)
         browse_by_keyboard(page, path.stem)  # it opens another row in the explorer
     if path.stem == SUPPRESSOR:
         suppress_by_keyboard(page, path.stem)
-    if path.stem == LOSS_BENCH:
+    if path.stem == LOSS:
         move_loss_by_keyboard(page, path.stem)
     assert page.errors == []
     assert page.asked <= {"http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:"}, page.asked
@@ -94,7 +96,76 @@ def count_plots(outputs):
     return sum("image/png" in output.get("data", {}) for output in outputs)
 
 
-def explore_by_keyboard(page, trained, name):
+def move_keys_by_keyboard(page, name):
+    """Put a key into a corner, where it dies, and revive it: with no mouse."""
+    menu = page.get_by_role("combobox", name="Key", exact=True)
+    bench, press = page.locator(".widget-vbox").filter(has=menu), page.keyboard.press
+    said, table = bench.get_by_role("status"), bench.get_by_role("table")
+    menu.focus()
+    press("ArrowDown")
+    bench.locator(".kv-chosen").get_by_role("rowheader", name="1", exact=True).wait_for()
+    assert said.inner_text().startswith("4 of 10 keys dead") and numbers(table)[1][0] > 100
+    for label in ("First dimension", "Second dimension"):
+        tab_to(page, bench.get_by_role("slider", name=label))
+        press("End")  # where no vector is
+    bench.get_by_text("5 of 10 keys dead").wait_for()
+    assert numbers(table)[1] == [0, 1]
+    tab_to(page, bench.get_by_role("button", name="One update step"))
+    for count in (0.8, 0.64):
+        press("Enter")
+        bench.get_by_role("row", name=f"1 0 {count:.4f}").wait_for()
+    bench.screenshot(path=SCREENSHOTS / f"{name}-bench.png")
+    tab_to(page, bench.get_by_role("button", name="Revive dead keys"))
+    press("Space")
+    bench.get_by_role("row", name=re.compile(r"^1 \d+ 100\.0000")).wait_for()
+    tab_to(page, bench.get_by_role("button", name="Another start"))
+    press("Enter")
+    bench.get_by_role("row", name=re.compile(r"^0 \d+ 1\.0000")).wait_for()
+    assert all(count == 1 for _, count in numbers(table))
+    theme(page, "JupyterLab Dark", "false")
+    bench.screenshot(path=SCREENSHOTS / f"{name}-bench-dark.png")
+    theme(page, "JupyterLab Light", "true")
+    assert page.evaluate("window.jupyterapp.shell.currentWidget.content.model.cells.length") == page.cells
+
+
+def tab_to(page, control):
+    """Press Tab until a control has the focus: at most three times, for a slider's number is a stop, too."""
+    for _ in range(3):
+        page.keyboard.press("Tab")
+        # a slider gets its name when it gets the focus
+        if control.count() and control.evaluate("control => control === document.activeElement"):
+            return
+    raise AssertionError(f"Tab does not lead to {control}")
+
+
+def theme(page, name, is_light):
+    page.evaluate(f"window.jupyterapp.commands.execute('apputils:change-theme', {{theme: '{name}'}})")
+    page.wait_for_function(f"document.body.dataset.jpThemeLight === '{is_light}'")
+
+
+def read_keys_by_keyboard(page, name):
+    """Find the pair read, choose one of its tokens, type a word: with no mouse, and with no word on values."""
+    sentence = page.get_by_label("Sentence", exact=True)
+    explorer, press = page.locator(".widget-vbox").filter(has=sentence), page.keyboard.press
+    assert [sentence.input_value(), explorer.get_by_label("Second, for a pair").input_value()] == list(PAIR)
+    sentence.focus()
+    tab_to(page, explorer.get_by_role("combobox", name="Token"))
+    press("Home")
+    for _ in range(4):
+        press("ArrowDown")  # [CLS] the young nurse thanked
+    explorer.get_by_text("Keys that thanked fired").wait_for()
+    assert explorer.get_by_role("slider").count() == 0 and "push" not in explorer.inner_text()
+    explorer.screenshot(path=SCREENSHOTS / f"{name}-explorer.png")
+    theme(page, "JupyterLab Dark", "false")
+    explorer.screenshot(path=SCREENSHOTS / f"{name}-explorer-dark.png")
+    sentence.focus()
+    press("Control+a")
+    page.keyboard.type("nurse")
+    press("Enter")
+    explorer.get_by_text("Keys that nurse fired").or_(explorer.get_by_text("Keys that [CLS] fired")).wait_for()
+
+
+def explore_by_keyboard(page, name):
     """Type a pair, read the tables, choose a token, switch its key off: with no mouse."""
     page.set_viewport_size({"width": 1280, "height": 2600})  # all of it in one picture
     explorer = page.locator(".widget-vbox").filter(has=page.get_by_label("Sentence", exact=True))
@@ -114,7 +185,7 @@ def explore_by_keyboard(page, trained, name):
     before = numbers(logits)
     for value in before:
         # label, before, after, change, probability before and after; not yet changed
-        assert value[0] == value[1] and value[2] == 0 and (value[0] != 0) == trained
+        assert value[0] == value[1] and value[2] == 0 != value[0]
 
     chosen = {}
     for label in ("Token", "Codebook", "Value of its key", "Value times"):
@@ -134,14 +205,14 @@ def explore_by_keyboard(page, trained, name):
     after = numbers(logits)
     for old, new in zip(before, after, strict=True):
         assert new[0] == old[0] and new[1] == pytest.approx(new[0] + new[2], abs=2e-4)
-        assert (new[2] != 0) == trained
+        assert new[2] != 0
     explorer.screenshot(path=SCREENSHOTS / f"{name}-explorer-off.png")
 
     press("End")  # to 2.0
     press("Shift+Tab")
     press("End")
     explorer.get_by_text(re.compile(r"replaced by that of key \d+, times 2.0")).wait_for()
-    assert not trained or numbers(logits) != after
+    assert numbers(logits) != after
     assert page.evaluate("window.jupyterapp.shell.currentWidget.content.model.cells.length") == page.cells
     in_both_themes(page, explorer, f"{name}-explorer-swapped")
 

@@ -340,6 +340,19 @@ def test_a_sentence_gives_an_answer_that_sums_up(explorer, tokenizer, default):
     ]
 
 
+def test_keys_alone_start_with_a_pair_and_show_no_pushes(default, tokenizer, small, fired):
+    explorer = Explorer(default, tokenizer, small[0], fired, keys_only=True)
+    expected = explain(default, tokenizer, FIRST, SECOND)
+    pd.testing.assert_frame_equal(explorer.frame, expected)
+    assert "push" not in shown(explorer) and "logit" not in shown(explorer).lower()
+    thanked = expected[(expected["token"] == "thanked") & (expected["codebook"] == 5)].iloc[0]
+    explorer.token.value, explorer.codebook.value = thanked["position"], 5
+    assert "Keys that thanked fired" in shown(explorer)
+    assert f"Training sentences that fire key {thanked['key']} of codebook 5" in shown(explorer)
+    explorer.text.value = ""
+    assert "the text is empty" in shown(explorer)
+
+
 def test_the_check_is_a_real_one(explorer, monkeypatch):
     def wrong(*arguments):
         frame = explain(*arguments)

@@ -74,7 +74,6 @@ ALLOWED = {
     '08_continual_learning: report = pd.DataFrame(table, columns=["way", "steps", "numbers moved", "of", '
     '"answers flipped"]).set_index("way")',
     "08_continual_learning: from kvlib.continual.learners import bottleneck_learner, fitted_bottleneck",
-    '03_bottleneck: closest = pd.concat({"first": first_keys, "paraphrase": second_keys}, names=["sentence"])',
     "09_capstone: from kvlib.evaluation import model_size",
     "09_capstone: from scipy.stats import binomtest",
     "09_capstone: from kvlib.explore import explain",

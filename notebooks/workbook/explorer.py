@@ -80,6 +80,8 @@ class Explorer:
         Sentences among which to look for those that fire the same key.
     fired : KeyIndexDataset, optional
         Their key indices; by default made here, once.
+    keys_only : bool
+        Show which keys fire, and nothing of their values: while all of these are zero, they say nothing.
 
     Attributes
     ----------
@@ -101,8 +103,10 @@ class Explorer:
         tokenizer: PreTrainedTokenizerBase,
         training: CustomDataset | None = None,
         fired: KeyIndexDataset | None = None,
+        keys_only: bool = False,
     ) -> None:
         require_bottleneck(student)
+        self._keys_only = keys_only
         self.student, self.tokenizer, self.training = student.eval(), tokenizer, training
         if training is not None:
             self._fired = fired or KeyIndexDataset(student, training)
@@ -130,9 +134,10 @@ class Explorer:
         self._tokens, self._codebooks = widgets.HTML(**long), widgets.HTML(**long)
         self._views = (self._says, self._logits, self._tokens, self._codebooks, self._similar)
         row = widgets.Layout(flex_flow="row wrap", width="100%")
-        pushes = widgets.HBox([self._tokens, self._codebooks], layout=row)
+        pushes = widgets.HBox([self._codebooks] if keys_only else [self._tokens, self._codebooks], layout=row)
         style = widgets.HTML(f'<style onload="{KEYBOARD}">{STYLE}</style>')
-        inputs = [style, self.text, self.text_pair, self._says, self._logits, *self._controls]
+        inputs = [style, self.text, self.text_pair, self._says]
+        inputs += [self.token, self.codebook] if keys_only else [self._logits, *self._controls]
         self.view = widgets.VBox([*inputs, pushes, self._similar])
 
         self._filling = False
@@ -201,6 +206,15 @@ class Explorer:
 
     def _remarks(self, pair: str | None) -> list[str]:
         """Check that the pushes sum to the logits, and tell if the text was cut."""
+        lines = [] if self._keys_only else [self._check_sums()]
+        limit = longest_input(self.student, self.tokenizer)
+        length = len(self.tokenizer(self.text.value, pair, verbose=False)["input_ids"])
+        if length > limit:
+            lines.append(f"The text has {length} tokens; the model reads {limit}, the rest is cut off.")
+        return lines
+
+    def _check_sums(self) -> str:
+        """Say whether the pushes sum to the logits that the model computes from the same keys."""
         fired = self.frame[self.frame["codebook"] >= 0]
         keys = fired["key"].to_numpy().reshape(1, -1, self.student.bottleneck.num_codebooks)
         with torch.inference_mode():
@@ -212,12 +226,7 @@ class Explorer:
             for label, total, logit in zip(sums["label"], sums["before"], logits, strict=True)
         )
         verb = "sum" if equal else "DO NOT SUM"
-        lines = [f"Checked: the pushes {verb} to the model's logits. Sum and logit of {shown}."]
-        limit = longest_input(self.student, self.tokenizer)
-        length = len(self.tokenizer(self.text.value, pair, verbose=False)["input_ids"])
-        if length > limit:
-            lines.append(f"The text has {length} tokens; the model reads {limit}, the rest is cut off.")
-        return lines
+        return f"Checked: the pushes {verb} to the model's logits. Sum and logit of {shown}."
 
     def _choose_token(self, codebook: int | None = None) -> None:
         """List the codebooks with the keys that the token fired."""
@@ -250,8 +259,15 @@ class Explorer:
         self._show()
 
     def _show(self) -> None:
-        """Compute the logits with the chosen value and draw the tables that hold pushes."""
+        """Compute the logits with the chosen value and draw the tables that hold pushes, or the keys alone."""
         codebook, key, value = self.codebook.value, self._key, self.value.value
+        if self._keys_only:
+            fired = self.frame[self.frame["position"] == self.token.value]
+            caption = f"Keys that {fired['token'].iloc[0]} fired, and how much farther away the second nearest was"
+            columns = ["codebook", "key", "distance", "runner_up_gap"]
+            chosen = fired["codebook"] == codebook
+            self._codebooks.value = html_table(fired[columns], caption, chosen=chosen, live=True)
+            return
         self.strength.disabled = value == _OFF
         strength = 0.0 if value == _OFF else self.strength.value
         swapped = None if value in (_OFF, key) else value

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
-from scipy.spatial import Voronoi, voronoi_plot_2d
+from scipy.spatial import Voronoi
 
 # Okabe & Ito's colours, told apart by readers with any colour vision; markers and dashes say the same
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -90,6 +92,17 @@ def plot_lines(
     _references(ax, references, horizontal=True)
     if len(columns) > 1 or references:
         ax.legend(frameon=False, fontsize=9)
+    return ax
+
+
+def plot_ranks(shares: Mapping[str, np.ndarray], title: str, references: Mapping[str, float]) -> Axes:
+    """Draw rank against frequency: shares of all tokens, the largest first, on logarithmic axes."""
+    longest = max(map(len, shares.values()))
+    frame = pd.DataFrame({name: pd.Series(np.asarray(share)) for name, share in shares.items()})
+    frame.insert(0, "rank", np.arange(1, longest + 1))
+    ax = plot_lines(frame, "rank", list(shares), title, "rank, most used first", "share of all tokens", references)
+    ax.loglog()
+    plt.setp([ax.xaxis, ax.yaxis], major_formatter="{x:g}")  # 100, not 10²
     return ax
 
 
@@ -272,7 +285,9 @@ def plot_heatmap(
     return ax
 
 
-def plot_cells(points: np.ndarray, keys: np.ndarray, title: str, ax: Axes | None = None) -> Axes:
+def plot_cells(
+    points: np.ndarray, keys: np.ndarray, title: str, ax: Axes | None = None, hits: np.ndarray | None = None
+) -> Axes:
     """Draw two-dimensional vectors, keys, and the cells in which each key is the nearest.
 
     Parameters
@@ -285,6 +300,8 @@ def plot_cells(points: np.ndarray, keys: np.ndarray, title: str, ax: Axes | None
         The finding.
     ax : matplotlib.axes.Axes, optional
         Where to draw; a new figure by default.
+    hits : numpy.ndarray, optional
+        Of each key, ``(K,)``: they shade its cell, keys get their numbers, and one without hits is hollow.
 
     Returns
     -------
@@ -294,21 +311,63 @@ def plot_cells(points: np.ndarray, keys: np.ndarray, title: str, ax: Axes | None
     span = np.concatenate([points, keys])
     low, high = span.min(0), span.max(0)
     margin = 0.08 * (high - low)
-    # four far keys close the outer cells, which would otherwise not be drawn
-    far = (low + high) / 2 + 50 * (high - low).max() * np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]])
-    voronoi_plot_2d(
-        Voronoi(np.concatenate([keys, far])),
-        ax=ax,
-        show_points=False,
-        show_vertices=False,
-        line_colors="0.55",
-        line_width=1.0,
-    )
+    cells, owners = _cells(keys, (low + high) / 2, 50 * (high - low).max())
+    share = np.ones(len(keys)) if hits is None else hits / hits.max()
+    shade = "none" if hits is None else matplotlib.colormaps["Blues"](0.45 * share[owners])
+    ax.add_collection(PolyCollection(cells, facecolors=shade, edgecolors="0.45", linewidths=1.0, zorder=0))
     ax.scatter(*points.T, s=8, alpha=0.45, color=COLORS[0], linewidths=0, label="vectors")
-    ax.scatter(*keys.T, s=60, marker="X", color=COLORS[1], edgecolors="black", linewidths=0.6, label="keys")
+    for which, color, label in ((share > 0, COLORS[1], "keys"), (share == 0, "white", "keys without hits")):
+        if which.any():
+            style = {"s": 60, "marker": "X", "color": color, "edgecolors": "black", "linewidths": 0.8}
+            ax.scatter(*keys[which].T, label=label, **style)
+    if hits is not None:
+        box = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
+        for number, key in enumerate(keys):
+            ax.annotate(str(number), key, (6, 5), textcoords="offset points", fontsize=9, bbox=box)
     ax.set_xlim(low[0] - margin[0], high[0] + margin[0])
     ax.set_ylim(low[1] - margin[1], high[1] + margin[1])
-    ax.legend(fontsize=9, loc="upper right", framealpha=0.8)
+    # below the picture: inside, it would cover a key
+    ax.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, frameon=False)
+    return ax
+
+
+def _cells(keys: np.ndarray, centre: np.ndarray, reach: float) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return the corners of each Voronoi cell and the key that owns it; of equal keys the first owns all."""
+    distinct, owners = np.unique(keys, axis=0, return_index=True)
+    # four far keys close the outer cells, which would otherwise have no end
+    far = centre + reach * np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]])
+    diagram = Voronoi(np.concatenate([distinct, far]))
+    return [diagram.vertices[diagram.regions[diagram.point_region[one]]] for one in range(len(distinct))], owners
+
+
+def plot_scatter(points: np.ndarray, labels: Sequence[str | int], title: str, ax: Axes) -> Axes:
+    """Draw two-dimensional points, each label with a colour and a marker; up to seven labels get a legend.
+
+    Parameters
+    ----------
+    points : numpy.ndarray
+        ``(N, 2)``, for example the first two principal components.
+    labels : sequence of str or int
+        Of each point; of more than seven, colours and then markers come again.
+    title : str
+        The finding.
+    ax : matplotlib.axes.Axes
+        Where to draw.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+    """
+    ax = _axes(title, "first principal component", "second principal component", ax)
+    labels = np.asarray(labels)
+    different = list(dict.fromkeys(labels.tolist()))
+    for number, label in enumerate(different):
+        # a step of colour and marker together, so that up to seven differ in both
+        marker = _MARKERS[(number + number // 7) % 7]
+        style = {"s": 12, "alpha": 0.6, "linewidths": 0, "marker": marker, "color": COLORS[number % 7]}
+        ax.scatter(*points[labels == label].T, label=str(label), **style)
+    if len(different) <= 7:
+        ax.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=7, frameon=False)
     return ax
 
 
@@ -346,14 +405,14 @@ def plot_regions(
 
 
 def plot_usage(usage: pd.DataFrame, codebook_size: int, title: str) -> Figure:
-    """Draw perplexity and dead keys of every codebook, side by side, on scales from 0 to K.
+    """Draw perplexity and dead keys of every codebook, side by side, the one on a scale to K.
 
     Parameters
     ----------
     usage : pandas.DataFrame
         As `DiscreteKeyValueBottleneck.usage` gives it.
     codebook_size : int
-        K, the ceiling of both.
+        K, the ceiling of perplexity.
     title : str
         The finding.
 
@@ -367,8 +426,10 @@ def plot_usage(usage: pd.DataFrame, codebook_size: int, title: str) -> Figure:
     ):
         _axes("", "codebook", name, ax)
         ax.bar(usage["codebook"], usage[column], color=COLORS[0], width=0.8)
-        _references(ax, {f"all {codebook_size} keys": codebook_size}, horizontal=True)
-        ax.set_ylim(0, codebook_size * 1.15)
+    _references(axes[0], {f"all {codebook_size} keys": codebook_size}, horizontal=True)
+    axes[0].set_ylim(0, codebook_size * 1.15)
+    # a healthy student has a handful: on a scale to K its bars could not be seen
+    axes[1].set_ylim(0, max(5, 1.2 * usage["dead_keys"].max()))
     axes[0].legend(frameon=False, fontsize=9, loc="upper right")
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     return figure

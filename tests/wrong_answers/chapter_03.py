@@ -349,90 +349,84 @@ def one_hot(keys, counts, vectors, key_indices, decay, dead_below):
     return revived(new_keys, new_counts, vectors, new_counts < dead_below)
 
 
-def shapes(dim, dim_value, budget, smallest_key, start=1):
-    """List (C, K) for all divisors C, each with the largest K that fits."""
-    for C in range(start, dim // smallest_key + 1):
-        K = 1 << (budget // (4 * (dim + C * dim_value))).bit_length() >> 1
-        if dim % C == 0 and K >= 2:
-            yield C, K
-
-
-def bits(shape):
-    return shape[0] * (shape[1].bit_length() - 1)
-
-
-@wrong("3.4", "returns the bits", "gives two whole numbers", "two integers")
-def bits_instead(dim, dim_value, budget, smallest_key):
-    return max(bits(shape) for shape in shapes(dim, dim_value, budget, smallest_key))
-
-
-@wrong("3.4", "any C", "cuts the hidden state into equal chunks", "C must divide dim")
-def any_number(dim, dim_value, budget, smallest_key):
-    for C in range(dim // smallest_key - 1, 0, -1):
-        K = 1 << (budget // (4 * (dim + C * dim_value))).bit_length() >> 1
-        if K >= 2:
-            return C, K
-    return None
-
-
-@wrong("3.4", "one dimension a key", "keeps keys wide enough", "at most dim // smallest_key")
-def narrow_keys(dim, dim_value, budget, smallest_key):
-    return max(shapes(dim, dim_value, budget, 1), key=bits, default=None)
-
-
-@wrong("3.4", "any K", "takes a power of two for K", "K is 2, 4, 8")
-def any_size(dim, dim_value, budget, smallest_key):
-    C = max(C for C in range(1, dim // smallest_key + 1) if dim % C == 0)
-    return C, budget // (4 * (dim + C * dim_value))
-
-
-@wrong("3.4", "forgets the values", "stays within the budget", "C · K · dim_value numbers are values")
-def keys_only(dim, dim_value, budget, smallest_key):
-    return max(shapes(dim, 0, budget, smallest_key), key=bits, default=None)
-
-
-@wrong("3.4", "takes numbers for bytes", "stays within the budget", "a float32 takes 4 bytes")
-def one_byte(dim, dim_value, budget, smallest_key):
-    return max(shapes(dim, dim_value, 4 * budget, smallest_key), key=bits, default=None)
-
-
-@wrong("3.4", "whole states for keys", "wastes no room for twice as many keys", "K · dim numbers")
-def uncut_keys(dim, dim_value, budget, smallest_key):
-    fits = [
-        (C, 2**power)
-        for C in range(1, dim // smallest_key + 1)
-        for power in range(1, 30)
-        if dim % C == 0 and 4 * C * 2**power * (dim + dim_value) <= budget
+def remedies(top, silent):
+    """Decide by the largest share and the share of silent keys."""
+    return [
+        "refit" if one > 0.5 else "revive" if other > 0.1 else "freeze"
+        for one, other in zip(top.tolist(), silent.tolist(), strict=True)
     ]
-    return max(fits, key=bits, default=None)
 
 
-@wrong("3.4", "less than the budget", "wastes no room for twice as many keys", "fills the budget to the byte")
-def strictly_less(dim, dim_value, budget, smallest_key):
-    return max(reversed([*shapes(dim, dim_value, budget - 1, smallest_key)]), key=bits, default=None)
+def shares(hits):
+    return hits / hits.sum(-1, keepdim=True)
 
 
-@wrong("3.4", "the most keys", "addresses the most cells", "compare all divisors C by that")
-def most_keys(dim, dim_value, budget, smallest_key):
-    return max(shapes(dim, dim_value, budget, smallest_key), key=lambda shape: shape[0] * shape[1], default=None)
+def silent_share(hits):
+    return (hits == 0).double().mean(-1)
 
 
-@wrong("3.4", "the largest C", "addresses the most cells", "each with its largest K")
-def largest_divisor(dim, dim_value, budget, smallest_key):
-    return max(shapes(dim, dim_value, budget, smallest_key), default=None)
+def perplexities(hits):
+    return torch.exp(torch.special.entr(shares(hits)).sum(-1))
 
 
-@wrong("3.4", "the first of two equals", "takes the smaller of two equals", "sort by (bits, -bytes)")
-def first_of_equals(dim, dim_value, budget, smallest_key):
-    return max(shapes(dim, dim_value, budget, smallest_key), key=bits, default=None)
+@wrong("3.4", "one remedy for all", "gives one remedy for each codebook", "a list of C texts")
+def worst_of_all(hits):
+    return remedies(shares(hits).max(-1).values, silent_share(hits))[0]
 
 
-@wrong("3.4", "one key a codebook", "says None where nothing fits", "K is at least 2")
-def single_key(dim, dim_value, budget, smallest_key):
-    best = max(reversed([*shapes(dim, dim_value, budget, smallest_key)]), key=bits, default=None)
-    return best or (1, 1)
+@wrong("3.4", "names the illness", "gives one remedy for each codebook", '"freeze", "revive" or "refit"')
+def illnesses(hits):
+    names = {"freeze": "healthy", "revive": "dead keys", "refit": "collapsed"}
+    return [names[remedy] for remedy in remedies(shares(hits).max(-1).values, silent_share(hits))]
 
 
-@wrong("3.4", "an error instead of None", "says None where nothing fits", "return None")
-def empty_maximum(dim, dim_value, budget, smallest_key):
-    return max(reversed([*shapes(dim, dim_value, budget, smallest_key)]), key=bits)
+@wrong("3.4", "wants all keys alike", "leaves a healthy codebook alone, however uneven", "words do, too")
+def wants_uniform(hits):
+    return ["freeze" if one > 0.95 * hits.shape[1] else "refit" for one in perplexities(hits).tolist()]
+
+
+@wrong("3.4", "calls rare keys dead", "leaves a healthy codebook alone, however uneven", "words do, too")
+def rare_is_dead(hits):
+    rare = (shares(hits) < 0.5 / hits.shape[1]).double().mean(-1)
+    return remedies(shares(hits).max(-1).values, rare)
+
+
+@wrong("3.4", "revives for a single key", "forgives one silent key in a hundred", "a single key without hits")
+def any_silent_key(hits):
+    return remedies(shares(hits).max(-1).values, (hits == 0).any(-1).double())
+
+
+@wrong("3.4", "perplexity alone", "revives dead keys where the others share the work", "it alone cannot tell")
+def by_perplexity(hits):
+    part = (perplexities(hits) / hits.shape[1]).tolist()
+    return ["refit" if one < 0.5 else "revive" if one < 0.7 else "freeze" for one in part]
+
+
+@wrong("3.4", "one threshold for every K", "revives dead keys where the others share the work", "depends on K")
+def fixed_perplexity(hits):
+    return remedies((perplexities(hits) < 5).double(), silent_share(hits))
+
+
+@wrong("3.4", "used fraction alone", "sees a collapse in which every key is hit", "says nothing here")
+def by_used_fraction(hits):
+    part = silent_share(hits).tolist()
+    return ["refit" if one > 0.8 else "revive" if one > 0.1 else "freeze" for one in part]
+
+
+@wrong("3.4", "dead keys first", "does not take a collapse for dead keys", "ask for a collapse first")
+def dead_keys_first(hits):
+    top, silent = shares(hits).max(-1).values, silent_share(hits)
+    return [
+        "revive" if other > 0.1 else "refit" if one > 0.5 else "freeze"
+        for one, other in zip(top.tolist(), silent.tolist(), strict=True)
+    ]
+
+
+@wrong("3.4", "a threshold in hits", "does not depend on the number of tokens", "divide the hits by their sum")
+def absolute(hits):
+    return remedies((hits.max(-1).values > 90).double(), silent_share(hits))
+
+
+@wrong("3.4", "divides by all hits", "judges each codebook by itself", "go over the keys alone")
+def over_all(hits):
+    return remedies((hits / hits.sum()).max(-1).values, silent_share(hits))

@@ -1,6 +1,5 @@
 """Exercises of chapter 03: the bottleneck."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,7 @@ from workbook.checking import Answer, Exercise, Mistake, expect, expect_close, e
 BLOCKS = Exercise("3.1", "Nearest keys, a block of keys at a time", difficulty=2, minutes=15)
 STRAIGHT = Exercise("3.2", "A gradient past the argmin", difficulty=2, minutes=10)
 REVIVAL = Exercise("3.3", "A moving average that revives dead keys", difficulty=3, minutes=20)
-SHAPE = Exercise("3.4", "Which C and K fit into memory?", difficulty=2, minutes=10)
+READING = Exercise("3.4", "Read a broken usage plot", difficulty=2, minutes=10)
 
 
 class _Largest(TorchDispatchMode):
@@ -409,135 +408,109 @@ def no_one_hot(answer: Answer) -> None:
     expect(numbers < 64 * 4 * 32 / 2, f"a tensor of {numbers} numbers, where N · C · K is {64 * 4 * 32}")
 
 
-_SHAPES = [  # dim, dim_value, budget, smallest_key
-    (24, 2, 3000, 2),
-    (24, 2, 600, 3),
-    (60, 2, 2900, 3),
-    (24, 3, 1200, 2),
-    (36, 2, 20000, 6),
-    (40, 1, 700, 4),
-    (384, 2, 500_000, 12),
-    (768, 3, 20_000_000, 12),
-]
+_REMEDIES = ("freeze", "revive", "refit")
 
 
-def _bytes(shape: tuple[int, int], dim: int, dim_value: int) -> int:
-    C, K = shape
-    return 4 * C * K * (dim // C + dim_value)
+def _falling(size: int, last: int) -> Tensor:
+    """Make hits that fall by the same factor from key to key, from 60 to `last`."""
+    return (60 * (last / 60) ** torch.linspace(0, 1, size, dtype=torch.float64)).round()
 
 
-def _bits(shape: tuple[int, int]) -> float:
-    C, K = shape
-    return C * math.log2(K)
+def _with_dead_keys(size: int, dead: int) -> Tensor:
+    return torch.cat([_falling(size - dead, 15), torch.zeros(dead, dtype=torch.float64)])
 
 
-def _most_bits(dim: int, dim_value: int, budget: int, smallest_key: int) -> tuple[int, int]:
-    shapes = [(C, 2**power) for C in range(1, dim // smallest_key + 1) for power in range(1, 30) if dim % C == 0]
-    fits = [shape for shape in shapes if _bytes(shape, dim, dim_value) <= budget]
-    return max(fits, key=lambda shape: (_bits(shape), -_bytes(shape, dim, dim_value)))
+def _collapsed(size: int, first: int, others: int) -> Tensor:
+    return torch.tensor([first] + [others] * (size - 1), dtype=torch.float64)
 
 
-def _shape(answer: Answer, setting: tuple[int, int, int, int]) -> tuple[int, int]:
-    returned = answer(*setting)
-    whole = isinstance(returned, (tuple, list)) and len(returned) == 2 and all(x == int(x) >= 1 for x in returned)
-    expect(whole, f"{show(returned)} instead of two positive whole numbers, for {_say(setting)}")
-    return int(returned[0]), int(returned[1])
+def _remedies(answer: Answer, codebooks: list[Tensor]) -> list[str]:
+    """Ask for the remedies of codebooks of one size, their keys shuffled."""
+    order = torch.randperm(len(codebooks[0]), generator=torch.Generator().manual_seed(0))
+    found = answer(torch.stack(codebooks)[:, order])
+    listed = isinstance(found, (list, tuple)) and len(found) == len(codebooks)
+    expect(listed, f"{show(found)} instead of a list of {len(codebooks)} remedies")
+    for remedy in found:
+        expect(isinstance(remedy, str) and remedy in _REMEDIES, f"{show(remedy)} in the list")
+    return list(found)
 
 
-def _say(setting: tuple[int, int, int, int]) -> str:
-    return "dim = {}, dim_value = {}, budget = {}, smallest_key = {}".format(*setting)
+def _expect_remedy(answer: Answer, hits: Tensor, expected: str) -> None:
+    (found,) = _remedies(answer, [hits])
+    silent, top = int((hits == 0).sum()), (hits.max() / hits.sum()).item()
+    case = f"{len(hits)} keys, {silent} without a hit, and {top:.0%} of {hits.sum():.0f} hits on the first"
+    expect(found == expected, f"{show(found)} instead of {expected} for {case}")
 
 
-@SHAPE.probe(
-    "gives two whole numbers", hint="return (C, K), two integers of at least 1, for a budget that suffices"
+@READING.probe(
+    "gives one remedy for each codebook", hint='return a list of C texts, each "freeze", "revive" or "refit"'
 )
-def two_numbers(answer: Answer) -> None:
-    for setting in _SHAPES:
-        _shape(answer, setting)
+def one_each(answer: Answer) -> None:
+    _remedies(answer, [_falling(8, 10), _with_dead_keys(8, 3), _collapsed(8, 93, 1)])
 
 
-@SHAPE.probe("cuts the hidden state into equal chunks", hint="C must divide dim: try its divisors only")
-def equal_chunks(answer: Answer) -> None:
-    for setting in _SHAPES:
-        C, _ = _shape(answer, setting)
-        expect(setting[0] % C == 0, f"C = {C} chunks of {setting[0]} dimensions")
-
-
-@SHAPE.probe("keeps keys wide enough", hint="a key has dim / C dimensions: C is at most dim // smallest_key")
-def wide_keys(answer: Answer) -> None:
-    for setting in _SHAPES:
-        C, _ = _shape(answer, setting)
-        expect(
-            setting[0] / C >= setting[3], f"C = {C}: keys of {setting[0] / C:g} dimensions, for {_say(setting)}"
-        )
-
-
-@SHAPE.probe(
-    "takes a power of two for K", hint="K is 2, 4, 8 …: take the largest of them that fits, not all that fits"
+@READING.probe(
+    "leaves a healthy codebook alone, however uneven",
+    hint="that some keys fire several times as often as others is no fault: words do, too",
 )
-def power_of_two(answer: Answer) -> None:
-    for setting in _SHAPES:
-        _, K = _shape(answer, setting)
-        expect(K >= 2 and K & (K - 1) == 0, f"K = {K}, for {_say(setting)}")
+def uneven(answer: Answer) -> None:
+    _expect_remedy(answer, _falling(8, 10), "freeze")
+    _expect_remedy(answer, _falling(256, 6), "freeze")
 
 
-@SHAPE.probe(
-    "stays within the budget",
-    hint="a float32 takes 4 bytes; C · K · d numbers are keys, and C · K · dim_value numbers are values",
+@READING.probe(
+    "forgives one silent key in a hundred",
+    hint="a single key without hits is not worth a remedy: compare the share of such keys with a threshold",
 )
-def within_budget(answer: Answer) -> None:
-    for setting in _SHAPES:
-        C, K = _shape(answer, setting)
-        keys, values = 4 * K * setting[0], 4 * C * K * setting[1]
-        saw = f"C = {C}, K = {K}: {keys} bytes of keys and {values} of values, for {_say(setting)}"
-        expect(keys + values <= setting[2], saw)
+def one_in_a_hundred(answer: Answer) -> None:
+    hits = _falling(256, 6)
+    hits[-2:] = 0
+    _expect_remedy(answer, hits, "freeze")
 
 
-@SHAPE.probe(
-    "wastes no room for twice as many keys",
-    hint="d = dim / C, so the keys of all codebooks are K · dim numbers; what fills the budget to the byte fits",
+@READING.probe(
+    "revives dead keys where the others share the work",
+    hint="count the keys without hits; perplexity falls for dead keys and for a collapse, so it alone cannot tell "
+    "one from the other, and how low it may be depends on K",
 )
-def full_budget(answer: Answer) -> None:
-    exact = [(24, 2, _bytes((12, 16), 24, 2), 2), (60, 3, _bytes((15, 8), 60, 3), 4)]
-    for setting in _SHAPES + exact:
-        C, K = _shape(answer, setting)
-        needed = _bytes((C, 2 * K), *setting[:2])
-        saw = f"C = {C}, K = {K}, but K = {2 * K} takes {needed} bytes, for {_say(setting)}"
-        expect(needed > setting[2], saw)
+def dead_keys(answer: Answer) -> None:
+    for size, dead in ((8, 3), (256, 60), (256, 156)):
+        _expect_remedy(answer, _with_dead_keys(size, dead), "revive")
 
 
-@SHAPE.probe(
-    "addresses the most cells",
-    hint="C codebooks address K^C cells, C · log2(K) bits: compare all divisors C by that, each with "
-    "its largest K",
+@READING.probe(
+    "sees a collapse in which every key is hit",
+    hint="the share of used keys says nothing here: look at the share of the most used key, or at perplexity",
 )
-def most_cells(answer: Answer) -> None:
-    for setting in _SHAPES:
-        shape, best = _shape(answer, setting), _most_bits(*setting)
-        saw = f"{_bits(shape):g} bits by C, K = {shape}, for {_say(setting)}; {_bits(best):g} are possible"
-        expect(_bits(shape) == _bits(best), saw)
+def collapse_without_dead_keys(answer: Answer) -> None:
+    _expect_remedy(answer, _collapsed(8, 93, 1), "refit")
+    _expect_remedy(answer, _collapsed(256, 9000, 1), "refit")
 
 
-@SHAPE.probe(
-    "takes the smaller of two equals",
-    hint="where two shapes have as many bits, compare their bytes: sort by (bits, -bytes)",
+@READING.probe(
+    "does not take a collapse for dead keys",
+    hint="a collapsed codebook may have dead keys, too, and revival is not its remedy: ask for a collapse first",
 )
-def fewer_bytes(answer: Answer) -> None:
-    for setting in ((16, 2, 400, 2), (24, 2, 1300, 2)):
-        shape, best = _shape(answer, setting), _most_bits(*setting)
-        sizes = [_bytes(pair, *setting[:2]) for pair in (shape, best)]
-        saw = f"C, K = {shape} in {sizes[0]} bytes; {sizes[1]} will do for {_bits(best):g} bits, {_say(setting)}"
-        expect(sizes[0] == sizes[1], saw)
+def collapse_with_dead_keys(answer: Answer) -> None:
+    _expect_remedy(answer, _collapsed(8, 500, 0), "refit")
+    _expect_remedy(answer, _collapsed(256, 4000, 0), "refit")
 
 
-@SHAPE.probe(
-    "says None where nothing fits",
-    hint="one key a codebook tells nothing apart, so K is at least 2: where no shape has room for it, return None",
+@READING.probe(
+    "does not depend on the number of tokens",
+    hint="divide the hits by their sum: a threshold in hits means something else for every split",
 )
-def nothing_fits(answer: Answer) -> None:
-    setting = (16, 2, 100, 2)
-    try:
-        returned = answer(*setting)
-    except Mistake as mistake:
-        raise Mistake(f"{mistake.saw}, for {_say(setting)}") from mistake
-    expect(returned is None, f"{show(returned)} for {_say(setting)}")
+def any_number_of_tokens(answer: Answer) -> None:
+    _expect_remedy(answer, 1000 * _falling(8, 10), "freeze")
+    _expect_remedy(answer, 1000 * _with_dead_keys(256, 60), "revive")
+
+
+@READING.probe(
+    "judges each codebook by itself",
+    hint="sums and maxima go over the keys alone, dimension -1: hits.sum(-1, keepdim=True)",
+)
+def each_by_itself(answer: Answer) -> None:
+    kinds = {"freeze": _falling(16, 10), "revive": _with_dead_keys(16, 6), "refit": _collapsed(16, 900, 2)}
+    for order in (("refit", "freeze", "revive", "freeze"), ("freeze", "refit", "refit", "revive")):
+        found = _remedies(answer, [kinds[kind] for kind in order])
+        expect(found == list(order), f"{show(found)} instead of {show(list(order))}")
