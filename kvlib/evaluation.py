@@ -11,10 +11,9 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch.utils.benchmark import Timer
 from transformers import PreTrainedModel
 
-from kvlib.data import MODEL_INPUTS, CustomDataset, Task, get_task
+from kvlib.data import CustomDataset, Task, get_task
 from kvlib.metrics import compute_metrics
 from kvlib.student import DistilBERTwithBottleNeck, EncoderWithBottleNeck
 from kvlib.teacher import predict_logits, predict_states
@@ -130,14 +129,3 @@ def model_size(model: PreTrainedModel) -> dict[str, float]:
         "trainable_m": model.num_parameters(only_trainable=True) / 1e6,
         "megabytes": model.get_memory_footprint() / 1e6,
     }
-
-
-@torch.no_grad()
-def latency(model: PreTrainedModel, dataset: CustomDataset, rows: int = 32, seconds: float = 0.5) -> float:
-    """Measure the median seconds that `model` takes for a batch of the first `rows` rows; a GPU is waited for."""
-    batch = dataset.collate([dataset[row] for row in range(min(rows, len(dataset)))])
-    inputs = {name: batch[name].to(model.device) for name in MODEL_INPUTS}
-    names = {"model": model.eval(), "inputs": inputs}
-    # the Timer would otherwise use one thread
-    timer = Timer("model(**inputs)", globals=names, num_threads=torch.get_num_threads())
-    return timer.blocked_autorange(min_run_time=seconds).median

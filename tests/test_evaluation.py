@@ -1,5 +1,4 @@
 import copy
-import time
 import tracemalloc
 
 import numpy as np
@@ -10,7 +9,6 @@ from kvlib import BERTwithBottleNeck, CustomDataset, DistilBERTwithBottleNeck, c
 from kvlib.evaluation import (
     bootstrap_interval,
     key_agreement,
-    latency,
     majority_predictions,
     model_size,
     probe_predictions,
@@ -204,30 +202,3 @@ def test_model_size_counts_parameters_and_buffers(student):
     # the encoder is frozen; the keys are no parameters, but stored
     assert size["trainable_m"] < 0.1 * size["parameters_m"]
     assert size["megabytes"] - 4 * size["parameters_m"] > student.bottleneck.keys.nbytes / 1e6
-
-
-class Sleeper(torch.nn.Module):
-    """Takes its time, and remembers what it was given."""
-
-    device = torch.device("cpu")
-
-    def forward(self, **inputs):
-        assert not self.training
-        self.rows = len(inputs["input_ids"])
-        time.sleep(0.01)
-
-
-def test_latency_is_that_of_one_batch_of_the_first_rows(small):
-    model = Sleeper()
-    for rows, expected in ((5, 5), (500, 16)):
-        assert 0.01 <= latency(model, small[1], rows, seconds=0.05) < 0.1
-        assert model.rows == expected
-
-
-def test_latency_waits_for_a_gpu(small, monkeypatch):
-    waited = []
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: waited.append(1))
-    latency(Sleeper(), small[1], rows=1, seconds=0.02)
-    # before and after what is measured
-    assert len(waited) >= 2

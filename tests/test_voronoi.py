@@ -149,13 +149,3 @@ def test_keys_without_hits_are_hollow_and_every_key_has_its_number():
     assert [text.get_text() for text in ax.texts] == ["0", "1", "2"]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["vectors", "keys", "keys without hits"]
     plt.close(ax.figure)
-
-
-@pytest.mark.parametrize("most", [0, 3, 200])
-def test_dead_keys_can_be_seen_whether_few_or_many(most):
-    codebook = random_codebook(256, seed=0)
-    usage = codebook.usage(torch.arange(256).unsqueeze(1))
-    usage["dead_keys"] = most
-    figure = plots.plot_usage(usage, 256, "")
-    assert figure.axes[1].get_ylim()[1] == pytest.approx(max(5, 1.2 * most))
-    plt.close(figure)

@@ -404,37 +404,6 @@ def plot_regions(
     return ax
 
 
-def plot_usage(usage: pd.DataFrame, codebook_size: int, title: str) -> Figure:
-    """Draw perplexity and dead keys of every codebook, side by side, the one on a scale to K.
-
-    Parameters
-    ----------
-    usage : pandas.DataFrame
-        As `DiscreteKeyValueBottleneck.usage` gives it.
-    codebook_size : int
-        K, the ceiling of perplexity.
-    title : str
-        The finding.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
-    figure, axes = plt.subplots(1, 2, figsize=(6.4, 3.0), layout="constrained")
-    for ax, column, name in zip(
-        axes, ("perplexity", "dead_keys"), ("perplexity (keys)", "dead keys"), strict=True
-    ):
-        _axes("", "codebook", name, ax)
-        ax.bar(usage["codebook"], usage[column], color=COLORS[0], width=0.8)
-    _references(axes[0], {f"all {codebook_size} keys": codebook_size}, horizontal=True)
-    axes[0].set_ylim(0, codebook_size * 1.15)
-    # a healthy student has a handful: on a scale to K its bars could not be seen
-    axes[1].set_ylim(0, max(5, 1.2 * usage["dead_keys"].max()))
-    axes[0].legend(frameon=False, fontsize=9, loc="upper right")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    return figure
-
-
 def plot_sizes(sizes: pd.DataFrame, references: Mapping[str, float], noise: float, title: str) -> Figure:
     """Draw score and quantisation error of bottlenecks of many sizes over their megabytes.
 
