@@ -146,6 +146,8 @@ def test_every_chapter_draws_predicts_fails_and_recaps(notebook):
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     images = [out for cell in code_cells(notebook) for out in cell.outputs if "image/png" in out.get("data", {})]
     assert len(images) >= 2
+    assert text.count("**Predict") <= 8
+    assert words(notebook) <= 2500
     for part in ("**You will build", "**Predict", "<details>", "Where this goes wrong", "## Recap"):
         assert part in text, part
     assert text.count("<details>") == text.count("</details>")
