@@ -9,7 +9,7 @@ import torch
 from datasets import ClassLabel, Dataset
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
-from kvlib.files import require_columns
+from kvlib.sources.files import require_columns
 
 # what a model is given of a batch
 MODEL_INPUTS = ("input_ids", "token_type_ids", "attention_mask")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kvlib import TASKS, CustomDataset, DistilBERTwithBottleNeck, compute_metrics, hold_out, load_glue
-from kvlib.glue import MINI_GLUE
+from kvlib.sources.glue import MINI_GLUE
 from kvlib.teacher import predict_states
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "glue"

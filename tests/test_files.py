@@ -4,7 +4,7 @@ import json
 import pandas as pd
 import pytest
 
-from kvlib.files import read_table
+from kvlib.sources.files import read_table
 
 CSV = "sentence,label\na fine film,1\na dull film,0\n"
 

@@ -4,7 +4,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict
 
 from kvlib import CustomDataset, compute_metrics, load_task, load_tokenizer
-from kvlib.own_data import describe_data
+from kvlib.sources.own_data import describe_data
 
 NAMES = ("awful", "fair", "fine", "good", "great")
 

@@ -34,9 +34,9 @@ from kvlib.continual.learners import (
 )
 from kvlib.continual.measures import final_accuracy
 from kvlib.data import CustomDataset, Task
-from kvlib.glue import load_glue
-from kvlib.own_data import load_task
 from kvlib.pretrained import load_tokenizer
+from kvlib.sources.glue import load_glue
+from kvlib.sources.own_data import load_task
 from kvlib.teacher import BERTbase, predict_states
 
 # eight classes, two a task, at the places of the ICML paper's figure 2

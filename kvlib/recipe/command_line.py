@@ -16,13 +16,13 @@ from transformers.utils import logging
 from kvlib.continual.grid import STREAMS, continual_summary, gather_continual, read_continual
 from kvlib.data import get_task
 from kvlib.machine import process_state
-from kvlib.own_data import describe_data, load_task
 from kvlib.recipe.distillation import check_output, run_recipe
 from kvlib.recipe.evidence import evidence_table, gather_evidence, grid_settings, read_evidence, read_grid
 from kvlib.recipe.experiment import Experiment, WeakTeacherError, check_seed
 from kvlib.recipe.profiles import PROFILES, get_profile
 from kvlib.recipe.stages import COMPARED, CONTROLS, systems_of
 from kvlib.recipe.submission import FILES, NOT_MADE_HERE, OFFICIAL_ROWS, check_submission, write_submission
+from kvlib.sources.own_data import describe_data, load_task
 
 
 class _Parser(argparse.ArgumentParser):

@@ -34,12 +34,12 @@ from kvlib.evaluation import (
     probe_predictions,
     tfidf_predictions,
 )
-from kvlib.glue import load_glue
 from kvlib.machine import announce, device, peak_memory_mb, process_state
 from kvlib.metrics import compute_metrics, metric_functions
 from kvlib.pretrained import checkpoint_fingerprint, load_tokenizer
 from kvlib.recipe.profiles import Profile, check_models, get_profile
 from kvlib.recipe.stages import STAGE_FORMAT, STAGES, Stage, systems_of
+from kvlib.sources.glue import load_glue
 from kvlib.student import BERTwithBottleNeck, DistilBERTwithBottleNeck
 from kvlib.teacher import BERTbase, cached_logits, cached_states, predict_logits
 from kvlib.training import DistillationTrainer, FineTuningTrainer, KeyIndexDataset, LayerTrainer, fine_tune

@@ -20,8 +20,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from kvlib.cache import write_aside
 from kvlib.data import TASKS, CustomDataset, get_task
 from kvlib.explore import longest_input
-from kvlib.glue import load_glue
 from kvlib.machine import device
+from kvlib.sources.glue import load_glue
 from kvlib.teacher import label_config, predict_logits
 
 # task -> test split -> the file's name

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kvlib.files import read_table, require_columns
+from kvlib.sources.files import read_table, require_columns
 from workbook.checking import Answer, Exercise, Mistake, expect, expect_close, expect_number, show
 
 READ = Exercise("9.1", "Read messages, and refuse bad ones", difficulty=2, minutes=15)

@@ -12,8 +12,8 @@ from sklearn.model_selection import train_test_split
 from transformers import PreTrainedTokenizerBase
 
 from kvlib.data import Task
-from kvlib.files import READERS, place, read_table, require_columns, require_texts
-from kvlib.glue import to_split
+from kvlib.sources.files import READERS, place, read_table, require_columns, require_texts
+from kvlib.sources.glue import to_split
 
 Source = str | Path | Sequence[str | Path] | pd.DataFrame | Dataset | DatasetDict
 # more whole numbers than this may be classes or a quantity: whoever has them must say it

@@ -10,8 +10,8 @@ import pandas as pd
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
 
 from kvlib.data import Task, get_task
-from kvlib.files import READERS, place, read_lines, read_table, require_columns, require_texts
 from kvlib.pretrained import REVISIONS
+from kvlib.sources.files import READERS, place, read_lines, read_table, require_columns, require_texts
 
 MINI_GLUE = Path(str(resources.files("kvlib.mini_glue")))
 HUB_NAME = "nyu-mll/glue"
