@@ -25,7 +25,7 @@ from kvlib.explore import (
     switch_off,
 )
 from workbook import Explorer
-from workbook.explorer import html_table
+from workbook.bench import html_table
 
 FIRST = "The young nurse thanked the old teacher on Monday."
 SECOND = "On Monday, the old teacher was thanked by the young nurse."

@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import confusion_matrix
 
-from workbook.explorer import KEYBOARD, STYLE, Explorer, html_table
+from workbook.bench import Bench, html_table, style_sheet
+from workbook.explorer import Explorer
 
 
-class ErrorBrowser:
+class ErrorBrowser(Bench):
     """A menu of the cells of a confusion table and a list of the rows of one; it shows itself.
 
     Parameters
@@ -36,6 +37,8 @@ class ErrorBrowser:
         What is shown: labels by answers, counts of rows; and the rows of the cell, as `rows_of_cell` gives them.
     """
 
+    hint = "choose a cell of the table and a row"
+
     def __init__(
         self, texts: Sequence[tuple[str, ...]], labels: np.ndarray, logits: np.ndarray, explorer: Explorer
     ) -> None:
@@ -54,16 +57,9 @@ class ErrorBrowser:
         self._table, self._says = widgets.HTML(), widgets.HTML()
         self.cell.observe(lambda _: self._list(), "value")
         self.row.observe(self._open, "value")
-        style = widgets.HTML(f'<style onload="{KEYBOARD}">{STYLE}</style>')
+        style = style_sheet()
         self.view = widgets.VBox([style, self.cell, self._table, self.row, self._says])
         self._list()
-
-    def __repr__(self) -> str:
-        return "ErrorBrowser: run this cell in a kernel, choose a cell of the table and a row"
-
-    def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
-        # a text without numbers and ids: strict comparison of outputs reads it
-        return self.view._repr_mimebundle_(**options) | {"text/plain": repr(self)}
 
     def _list(self) -> None:
         """Show the table, and the rows of the chosen cell, none of them chosen yet."""

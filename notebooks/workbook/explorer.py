@@ -3,7 +3,7 @@
 Every number comes from a function of `kvlib.explore`; here are the controls, and the tables as HTML.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from html import escape
 from typing import Any
@@ -27,6 +27,7 @@ from kvlib.explore import (
 )
 from kvlib.student import EncoderWithBottleNeck
 from kvlib.training import KeyIndexDataset
+from workbook.bench import Bench, html_table, signed, style_sheet
 
 _OFF = -1  # in the menu of values
 # the pair that all chapters follow
@@ -34,38 +35,9 @@ _PAIR = (
     "The young nurse thanked the old teacher on Monday.",
     "On Monday, the old teacher was thanked by the young nurse.",
 )
-_HEADINGS = {"runner_up_gap": "runner-up_further by"}
-# the theme's own colours, so that light and dark both work; side and sign of a bar say what its colour says
-STYLE = """
-.kv-table {border-collapse: collapse; font-size: var(--jp-ui-font-size1, 13px); line-height: 1.4; margin: 0;
-  color: var(--jp-content-font-color1, inherit)}
-.kv-table caption {text-align: left; font-weight: 600; padding: 8px 0 4px; caption-side: top}
-.kv-table th, .kv-table td {padding: 1px 10px 1px 0; text-align: right; font-weight: 400; background: none;
-  border: 0}
-.kv-table td, .kv-table tbody th {white-space: nowrap}
-.kv-table thead th {font-weight: 600; border-bottom: 1px solid currentcolor; vertical-align: bottom}
-.kv-table tfoot th {text-align: left}
-.kv-table tfoot > tr > * {font-weight: 600; border-top: 1px solid currentcolor}
-.kv-table .kv-text {text-align: left; white-space: normal}
-.kv-table .kv-chosen > * {font-weight: 700; text-decoration: underline}
-.kv-bar {display: inline-block; position: relative; width: 52px; height: 10px; margin-left: 6px;
-  background: linear-gradient(currentcolor, currentcolor) center / 1px 100% no-repeat}
-.kv-bar i {position: absolute; top: 1px; bottom: 1px}
-.kv-plus {left: 50%; background: #0072B2}
-.kv-minus {right: 50%; background: #D55E00}
-.kv-says {font-size: var(--jp-ui-font-size1, 13px); line-height: 1.4; margin: 4px 0;
-  color: var(--jp-content-font-color1, inherit)}
-"""
-# JupyterLab takes arrow keys and letters on menus and sliders for its own shortcuts (the next cell, delete) unless
-# the focused element refuses; and a slider's handle does not bear the name that stands beside it
-KEYBOARD = """this.closest('.widget-vbox').addEventListener('focusin', ({target}) => {
-  if (!target.matches(':read-write')) target.setAttribute('data-lm-suppress-shortcuts', '');
-  if (target.matches('[role=slider]'))
-    target.setAttribute('aria-label', target.closest('.widget-slider').querySelector('label').textContent);
-})"""
 
 
-class Explorer:
+class Explorer(Bench):
     """Controls and tables around `explain`, `similar_by_key` and `edit`; as a cell's last line it shows itself.
 
     It starts with the pair that all chapters follow.
@@ -96,6 +68,8 @@ class Explorer:
     ValueError
         If the model has no bottleneck.
     """
+
+    hint = "type a sentence, press Enter"
 
     def __init__(
         self,
@@ -135,7 +109,7 @@ class Explorer:
         self._views = (self._says, self._logits, self._tokens, self._codebooks, self._similar)
         row = widgets.Layout(flex_flow="row wrap", width="100%")
         pushes = widgets.HBox([self._codebooks] if keys_only else [self._tokens, self._codebooks], layout=row)
-        style = widgets.HTML(f'<style onload="{KEYBOARD}">{STYLE}</style>')
+        style = style_sheet()
         inputs = [style, self.text, self.text_pair, self._says]
         inputs += [self.token, self.codebook] if keys_only else [self._logits, *self._controls]
         self.view = widgets.VBox([*inputs, pushes, self._similar])
@@ -156,13 +130,6 @@ class Explorer:
         with self._fill():
             self.text.value, self.text_pair.value = text, text_pair
         self._read()
-
-    def __repr__(self) -> str:
-        return "Explorer: run this cell in a kernel, type a sentence, press Enter"
-
-    def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
-        # a text without numbers and ids: strict comparison of outputs reads it
-        return self.view._repr_mimebundle_(**options) | {"text/plain": repr(self)}
 
     def _unless_filling(self, follow: Callable[[], None]) -> Callable[[Any], None]:
         return lambda _: None if self._filling else follow()
@@ -222,7 +189,7 @@ class Explorer:
         sums = compare_logits(self.frame, self.frame)
         equal = torch.allclose(torch.tensor(sums["before"]), torch.tensor(logits).double(), atol=1e-4, rtol=1e-4)
         shown = ", ".join(
-            f"{label}: {_signed(total)} and {_signed(logit)}"
+            f"{label}: {signed(total)} and {signed(logit)}"
             for label, total, logit in zip(sums["label"], sums["before"], logits, strict=True)
         )
         verb = "sum" if equal else "DO NOT SUM"
@@ -304,85 +271,3 @@ class Explorer:
             f"In all {times:,} of {tokens:,} tokens in {len(self.training):,} sentences fire it"
         )
         return html_table(found, caption)
-
-
-def html_table(
-    frame: pd.DataFrame,
-    caption: str,
-    bars: Sequence[str] = (),
-    chosen: Sequence[bool] | None = None,
-    sums: bool = False,
-    live: bool = False,
-) -> str:
-    """Write a data frame as an HTML table that needs neither colour nor mouse.
-
-    Parameters
-    ----------
-    frame : pandas.DataFrame
-        The first column heads the rows.
-    caption : str
-        What the table shows.
-    bars : sequence of str
-        Columns of signed numbers that get bars, to the right of the zero line or to the left, on one scale.
-    chosen : sequence of bool, optional
-        Rows to point out.
-    sums : bool
-        Whether a last row sums up `bars`.
-    live : bool
-        Whether a screen reader should read the table out when it changes.
-
-    Returns
-    -------
-    str
-        With everything in `frame` and `caption` escaped.
-    """
-    longest = frame[list(bars)].abs().to_numpy().max() if bars else 0.0
-    texts = [' class="kv-text"' if pd.api.types.is_string_dtype(kind) else "" for kind in frame.dtypes]
-    heads = "".join(
-        f'<th scope="col"{text}>{_heading(column)}</th>' for column, text in zip(frame, texts, strict=True)
-    )
-    rows = []
-    marks = [False] * len(frame) if chosen is None else list(chosen)
-    for record, mark in zip(frame.to_dict("records"), marks, strict=True):
-        cells = [_cell(value, longest if column in bars else None) for column, value in record.items()]
-        first = cells[0].replace("<td", '<th scope="row"').replace("</td>", "</th>")
-        pointed = ' class="kv-chosen" aria-current="true"' if mark else ""
-        rows.append(f"<tr{pointed}>{first}{''.join(cells[1:])}</tr>")
-    foot = ""
-    if sums:
-        cells = "".join(
-            _cell(frame[column].sum(), 0.0) if column in bars else "<td></td>" for column in list(frame)[1:]
-        )
-        foot = f'<tfoot><tr><th scope="row">sum</th>{cells}</tr></tfoot>'
-    table = (
-        f'<table class="kv-table"><caption>{escape(caption)}</caption><thead><tr>{heads}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody>{foot}</table>"
-    )
-    return f'<div role="status">{table}</div>' if live else table
-
-
-def _cell(value: Any, longest: float | None) -> str:
-    """Write a text, a number or, given the longest bar of the table (0 for none), a signed number and its bar."""
-    if isinstance(value, str):
-        return f'<td class="kv-text">{escape(value)}</td>'
-    if longest is None:
-        return f"<td>{value}</td>" if isinstance(value, int) else f"<td>{_number(value)}</td>"
-    side = "kv-plus" if value > 0 else "kv-minus"
-    width = 50 * abs(value) / longest if longest else 0
-    bar = f'<span class="kv-bar" aria-hidden="true"><i class="{side}" style="width: {width:.1f}%"></i></span>'
-    return f"<td>{_signed(value)}{bar}</td>"
-
-
-def _heading(column: str) -> str:
-    if column.startswith("push_"):
-        return f"push on<br>{escape(column.removeprefix('push_'))}"
-    return escape(_HEADINGS.get(column, column)).replace("_", "<br>")
-
-
-def _number(value: float) -> str:
-    return "none" if value != value else f"{value:.4f}".replace("-", "−")
-
-
-def _signed(value: float) -> str:
-    text = f"{value:+.4f}".replace("-", "−")
-    return "0.0000" if text[1:] == "0.0000" else text

@@ -1,7 +1,6 @@
 """The loss bench: move logits, temperature and alpha, and see what the loss and its gradient do."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import ipywidgets as widgets
 import pandas as pd
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kvlib.loss import distillation_loss
-from workbook.explorer import KEYBOARD, STYLE, html_table
+from workbook.bench import Bench, html_table, style_sheet
 
 
 def take_apart(
@@ -56,7 +55,7 @@ def take_apart(
     return classes, parts.assign(weighted=parts["value"] * parts["weight"])
 
 
-class LossBench:
+class LossBench(Bench):
     """Sliders and tables around `take_apart`; as a cell's last line it shows itself.
 
     Parameters
@@ -77,6 +76,8 @@ class LossBench:
     classes, parts : pandas.DataFrame
         What the tables show.
     """
+
+    hint = "move a slider"
 
     def __init__(
         self, names: Sequence[str], student_logits: Sequence[float], teacher_logits: Sequence[float], label: int
@@ -104,16 +105,9 @@ class LossBench:
         columns = [widgets.VBox([*self.teacher, *self.student]), widgets.VBox(others)]
         self._tables = [widgets.HTML() for _ in range(3)]
         row = widgets.HBox(columns, layout={"flex_flow": "row wrap"})
-        style = widgets.HTML(f'<style onload="{KEYBOARD}">{STYLE}</style>')
+        style = style_sheet()
         self.view = widgets.VBox([style, row, *self._tables])
         self._show()
-
-    def __repr__(self) -> str:
-        return "LossBench: run this cell in a kernel, move a slider"
-
-    def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
-        # a text without numbers and ids: strict comparison of outputs reads it
-        return self.view._repr_mimebundle_(**options) | {"text/plain": repr(self)}
 
     def _show(self) -> None:
         logits = [

@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
@@ -17,7 +16,7 @@ from matplotlib.figure import Figure
 
 from kvlib import get_profile
 from workbook import plots
-from workbook.explorer import KEYBOARD, STYLE, html_table
+from workbook.bench import Bench, html_table, style_sheet
 
 _SIZE = ["num_codebooks", "codebook_size"]
 # the theme's colour in place of black, which a dark theme would swallow
@@ -81,7 +80,7 @@ def _places(figure: Figure, sizes: pd.DataFrame) -> dict[tuple[int, int], list[t
     return places
 
 
-class SizeBench:
+class SizeBench(Bench):
     """Menus of C and K over measured sizes; as a cell's last line it shows itself.
 
     Parameters
@@ -96,6 +95,8 @@ class SizeBench:
     frame : pandas.DataFrame
         What the table shows.
     """
+
+    hint = "choose C and K"
 
     def __init__(self, sizes: pd.DataFrame, references: dict[str, float], noise: float) -> None:
         self._measured = sizes, noise
@@ -114,16 +115,9 @@ class SizeBench:
         self._places = _places(figure, sizes)
         self._svg = themed_svg(figure, "accuracy and quantisation error over megabytes")
         plt.close(figure)
-        style = widgets.HTML(f'<style onload="{KEYBOARD}">{STYLE}</style>')
+        style = style_sheet()
         self.view = widgets.VBox([style, self.num_codebooks, self.codebook_size, self._table, self._picture])
         self._show()
-
-    def __repr__(self) -> str:
-        return "SizeBench: run this cell in a kernel, choose C and K"
-
-    def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
-        # a text without numbers and ids: strict comparison of outputs reads it
-        return self.view._repr_mimebundle_(**options) | {"text/plain": repr(self)}
 
     def _show(self) -> None:
         chosen = (self.num_codebooks.value, self.codebook_size.value)

@@ -1,7 +1,6 @@
 """The suppressor: choose a class, and see which answers change once its pairs are switched off."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import ipywidgets as widgets
 import pandas as pd
@@ -10,12 +9,12 @@ from torch import Tensor
 
 from kvlib.continual.learners import Values
 from kvlib.continual.suppression import pairs_to_suppress, switched_off
-from workbook.explorer import KEYBOARD, STYLE, html_table
+from workbook.bench import Bench, html_table, style_sheet
 
 _NOTHING = -1  # in the menu of classes
 
 
-class Suppressor:
+class Suppressor(Bench):
     """A menu of classes and the matrix of confusions around `switched_off`; as a cell's last line it shows itself.
 
     Parameters
@@ -37,6 +36,8 @@ class Suppressor:
         What the table shows: classes by answers, counts of rows.
     """
 
+    hint = "choose a class"
+
     def __init__(
         self,
         values: Values,
@@ -52,16 +53,9 @@ class Suppressor:
         self.suppressed = widgets.Dropdown(description="Suppress", options=options, value=_NOTHING)
         self._table = widgets.HTML()
         self.suppressed.observe(lambda _: self._show(), "value")
-        style = widgets.HTML(f'<style onload="{KEYBOARD}">{STYLE}</style>')
+        style = style_sheet()
         self.view = widgets.VBox([style, self.suppressed, self._table])
         self._show()
-
-    def __repr__(self) -> str:
-        return "Suppressor: run this cell in a kernel, choose a class"
-
-    def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
-        # a text without numbers and ids: strict comparison of outputs reads it
-        return self.view._repr_mimebundle_(**options) | {"text/plain": repr(self)}
 
     def _show(self) -> None:
         wanted, (key_indices, labels) = self.suppressed.value, self._test

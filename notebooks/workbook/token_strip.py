@@ -1,7 +1,6 @@
 """The token strip: a pair above its near miss, tokens shaded by their push, and strong keys switched off."""
 
 from html import escape
-from typing import Any
 
 import ipywidgets as widgets
 import pandas as pd
@@ -9,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from kvlib.explore import align_keys, align_tokens, compare_logits, explain, keys_by_lead, push_columns, switch_off
 from kvlib.student import EncoderWithBottleNeck
-from workbook.explorer import KEYBOARD, STYLE, html_table
+from workbook.bench import Bench, html_table, style_sheet
 
 _NAMES = ("pair", "near miss")
 # blue pushes towards, orange away, as the bars of the explorer do; the sign below the token says the same
@@ -23,7 +22,7 @@ _STYLE = """
 """
 
 
-class TokenStrip:
+class TokenStrip(Bench):
     """Two inputs token under token, a slider for `switch_off` and a menu for `align_keys`; it shows itself.
 
     Parameters
@@ -44,6 +43,8 @@ class TokenStrip:
     answers, tokens : pandas.DataFrame
         What is shown: one row an input, and one row a token with its lead in both and the ``differing`` keys.
     """
+
+    hint = "move the slider"
 
     def __init__(
         self,
@@ -71,16 +72,9 @@ class TokenStrip:
         self._answers, self._strip, self._keys = (widgets.HTML() for _ in range(3))
         for control in (self.off, self.token):
             control.observe(lambda _: self._show(), "value")
-        style = widgets.HTML(f'<style onload="{KEYBOARD}">{STYLE}{_STYLE}</style>')
+        style = style_sheet(_STYLE)
         self.view = widgets.VBox([style, self.off, self._answers, self._strip, self.token, self._keys])
         self._show()
-
-    def __repr__(self) -> str:
-        return "TokenStrip: run this cell in a kernel, move the slider"
-
-    def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
-        # a text without numbers and ids: strict comparison of outputs reads it
-        return self.view._repr_mimebundle_(**options) | {"text/plain": repr(self)}
 
     def _show(self) -> None:
         frames, rows = [], []

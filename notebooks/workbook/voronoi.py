@@ -6,7 +6,6 @@ What moves keys is `DiscreteKeyValueBottleneck.update_keys`; here are its plane,
 import base64
 from collections.abc import Callable
 from io import BytesIO
-from typing import Any
 
 import ipywidgets as widgets
 import pandas as pd
@@ -15,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from kvlib import DiscreteKeyValueBottleneck
-from workbook.explorer import KEYBOARD, STYLE, html_table
+from workbook.bench import Bench, html_table, style_sheet
 from workbook.plots import plot_cells
 
 DECAY = 0.8  # init_keys takes 0.95; smaller, so that a few steps show what many do
@@ -73,7 +72,7 @@ def say(totals: dict[str, float], size: int) -> str:
     )
 
 
-class VoronoiBench:
+class VoronoiBench(Bench):
     """A codebook in the plane under controls for `place`, `update` and `revive`; a cell's last line shows it.
 
     Parameters
@@ -90,6 +89,8 @@ class VoronoiBench:
     codebook : DiscreteKeyValueBottleneck
         What they work on.
     """
+
+    hint = "choose a key and move it"
 
     def __init__(self, points: Tensor, size: int, seed: int) -> None:
         self._points, self._size, self._seed, self._shown = points, size, seed, (0.0, 0.0)
@@ -111,19 +112,12 @@ class VoronoiBench:
         self.step.on_click(lambda _: self._apply(update))
         self.revive.on_click(lambda _: self._apply(revive))
         self.restart.on_click(lambda _: self._start(self._seed + 1))
-        style = widgets.HTML(f'<style onload="{KEYBOARD}">{STYLE}</style>')
+        style = style_sheet()
         row = widgets.Layout(flex_flow="row wrap", align_items="center")
         buttons = widgets.HBox([self.step, self.revive, self.restart], layout=row)
         views = widgets.HBox([self._picture, self._table], layout=row)
         self.view = widgets.VBox([style, self.key, self.x, self.y, buttons, self._says, views])
         self._start(seed)
-
-    def __repr__(self) -> str:
-        return "VoronoiBench: run this cell in a kernel, choose a key and move it"
-
-    def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
-        # a text without numbers and ids: strict comparison of outputs reads it
-        return self.view._repr_mimebundle_(**options) | {"text/plain": repr(self)}
 
     def _start(self, seed: int) -> None:
         self._seed, self.codebook = seed, random_codebook(self._size, seed)
