@@ -197,7 +197,8 @@ DERIVED = {
     "04_loss": {"0.96": "02", "0.93": "02"},
     "05_training": {
         "3.2": "an exercise", "37": "the toy's larger class", "384": "MiniLM's dimensions", "960": "32 by 30",
-        "0.05": "the profile", "0.17": "the title of the picture", "76": "08",
+        "0.05": "the profile", "0.17": "the title of the picture", "76": "08", "0.956": "02", "0.928": "02",
+        "0.882": "08",
     },
     "06_evaluation": {
         "256": "keys a codebook", "0.0025": "2.04 by 832 pushes", "768": "24 tokens by 32 codebooks",
@@ -205,6 +206,7 @@ DERIVED = {
     "07_carried_keys": {"70": "a guess to choose from", "14": "the picture"},
     "08_continual_learning": {
         "550": "a round number for 555", "384": "MiniLM's dimensions", "240": "rows of two topics",
+        "768": "06: 24 tokens by 32 codebooks",
     },
     "09_capstone": {
         "24": "patterns a class; and steps, three epochs of 8", "16": "the profile's batch size",

@@ -188,14 +188,14 @@ def open_above(logits, labels, temperature=1.0, bins=5):
     )
 
 
-@wrong("2.3", "leaves out confidence 1/K", "counts every row once", "one that knows nothing")
+@wrong("2.3", "leaves out confidence 1/L", "counts every row once", "one that knows nothing")
 def open_below(logits, labels, temperature=1.0, bins=5):
     return between_edges(
         logits, labels, temperature, bins, lambda given, low, high: (given > low + 1e-6) & (given <= high)
     )
 
 
-@wrong("2.3", "cuts from 0 to 1", "cuts from 1/K to 1", "never below 1/K")
+@wrong("2.3", "cuts from 0 to 1", "cuts from 1/L to 1", "never below 1/L")
 def from_zero(logits, labels, temperature=1.0, bins=5):
     return measured(logits, labels, temperature, bins, lowest=0.0)
 

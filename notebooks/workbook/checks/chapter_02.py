@@ -228,7 +228,7 @@ def three_numbers(answer: Answer) -> None:
 
 @RELIABILITY.probe(
     "counts every row once",
-    hint="the ends belong to the bins: a sure row (confidence 1) to the last, one that knows nothing (1/K) to the "
+    hint="the ends belong to the bins: a sure row (confidence 1) to the last, one that knows nothing (1/L) to the "
     "first, also where rounding puts it a little beyond",
 )
 def every_row_once(answer: Answer) -> None:
@@ -240,7 +240,7 @@ def every_row_once(answer: Answer) -> None:
 
 
 @RELIABILITY.probe(
-    "cuts from 1/K to 1", hint="the largest of K probabilities is never below 1/K: the bins begin there, not at 0"
+    "cuts from 1/L to 1", hint="the largest of L probabilities is never below 1/L: the bins begin there, not at 0"
 )
 def from_one_in_k(answer: Answer) -> None:
     logits = _rows((0.6, 0.4), (0.3, 0.7), (0.1, 0.9))
