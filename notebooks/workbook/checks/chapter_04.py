@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from kvlib.loss import distillation_loss
 from workbook.checking import Answer, Exercise, Mistake, expect, expect_close, expect_number, expect_tensor, show
 
-SOFT_KL = Exercise("4.1", "KL with temperature, and its T²", difficulty=2, minutes=10)
+SOFT_KL = Exercise("4.1", "KL with temperature, and its T²", difficulty=1, minutes=10)
 
 
 def _logits(seed: int, rows: int = 5, labels: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
