@@ -29,12 +29,12 @@ def negative(accuracies):
     return (accuracies[-1, :-1] - best_of(accuracies)).mean()
 
 
-@wrong("8.1", "divides by T", "is a mean over all tasks but the last", "divide by T - 1")
+@wrong("8.1", "divides by T", "is a mean over all tasks but the last", "divide by how many")
 def over_all_tasks(accuracies):
     return (best_of(accuracies) - accuracies[-1, :-1]).sum() / len(accuracies)
 
 
-@wrong("8.1", "a sum", "is a mean over all tasks but the last", "divide by T - 1")
+@wrong("8.1", "a sum", "is a mean over all tasks but the last", "divide by how many")
 def summed(accuracies):
     return (best_of(accuracies) - accuracies[-1, :-1]).sum()
 

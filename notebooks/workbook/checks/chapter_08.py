@@ -49,7 +49,7 @@ def positive(answer: Answer) -> None:
 
 @FORGETTING.probe(
     "is a mean over all tasks but the last",
-    hint="the last task had no time to be forgotten: add up the first T - 1, and divide by T - 1",
+    hint="the last task had no time to be forgotten: add up all but the last, and divide by how many these are",
 )
 def first_tasks(answer: Answer) -> None:
     rows = [[0.9, 0.0, 0.0, 0.0], [0.9, 0.9, 0.0, 0.0], [0.9, 0.9, 0.9, 0.0], [0.8, 0.7, 0.6, 0.9]]
