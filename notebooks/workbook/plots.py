@@ -396,6 +396,8 @@ def plot_scatters(
     for ax, (name, points) in zip(axes, panels.items(), strict=True):
         plot_scatter(points, labels, name, ax).get_legend().remove()
         ax.set_ylabel(ax.get_ylabel() if ax is axes[0] else "")
+        for drawn in ax.collections[::2]:  # hollow and filled by turns, to be told apart without colour
+            drawn.set(facecolor="none", edgecolor=drawn.get_facecolor(), linewidth=0.8, sizes=[18])
     figure.legend(*ax.get_legend_handles_labels(), fontsize=9, loc="outside lower center", ncols=7, frameon=False)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     return figure
