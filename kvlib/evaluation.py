@@ -69,12 +69,13 @@ def tfidf_predictions(train: Dataset, split: Dataset, task: str | Task) -> np.nd
 def probe_predictions(student: DistilBERTwithBottleNeck, train: CustomDataset, split: CustomDataset) -> np.ndarray:
     """Predict `split` with the same linear model, but from a student's mean hidden states, standardised."""
     probe = make_pipeline(StandardScaler(), _linear_model(train.task))
-    probe.fit(_sentence_vectors(student, train), train.labels)
-    return probe.predict(_sentence_vectors(student, split))
+    probe.fit(sentence_vectors(student, train), train.labels)
+    return probe.predict(sentence_vectors(student, split))
 
 
-def _sentence_vectors(student: DistilBERTwithBottleNeck, dataset: CustomDataset) -> np.ndarray:
-    states = predict_states(student, dataset).float().split(dataset.lengths.tolist())
+def sentence_vectors(model: PreTrainedModel, dataset: CustomDataset) -> np.ndarray:
+    """Pool each row of a data set: the mean of its real tokens' last hidden states, ``(len(dataset), dim)``."""
+    states = predict_states(model, dataset).float().split(dataset.lengths.tolist())
     return torch.stack([row.mean(0) for row in states]).numpy()
 
 

@@ -232,22 +232,51 @@ def similar_by_key(
     key), ``tokens`` (which, each once) and ``text`` (as the model reads it; " / " between a pair). Raises
     ValueError if `fired` was made from other sentences.
     """
+    found = []
+    groups = _firing_tokens(training, fired, codebook, key).groupby("row")["token"]
+    for row, names in sorted(groups, key=lambda group: -len(group[1]))[:limit]:
+        tokenizer, ids = training.tokenizer, training.inputs["input_ids"][row]
+        parts = tokenizer.decode(ids).removeprefix(tokenizer.cls_token).split(tokenizer.sep_token)
+        text = " / ".join(part.strip() for part in parts if part.strip())
+        found.append({"row": row, "times": len(names), "tokens": " ".join(names.unique()), "text": text})
+    return pd.DataFrame(found, columns=["row", "times", "tokens", "text"])
+
+
+def _firing_tokens(training: CustomDataset, fired: KeyIndexDataset, codebook: int, key: int) -> pd.DataFrame:
+    """List the training tokens that fire a key, in their order, as `_tokens_at` does."""
+    places = (fired.key_indices[:, codebook].long() == key).nonzero().flatten().numpy()
+    return _tokens_at(training, fired, places)
+
+
+def _tokens_at(training: CustomDataset, fired: KeyIndexDataset, places: np.ndarray) -> pd.DataFrame:
+    """Look up rows of ``fired.key_indices``: the ``row`` of `training` that each stands in, and its ``token``."""
     sizes = fired.lengths
     one_state = bool((sizes == 1).all())
     if list(fired.idx) != list(training.idx) or not (one_state or (sizes == training.lengths).all()):
         raise ValueError("fired was made from another split than training: make it with KeyIndexDataset again")
     starts = np.cumsum(sizes) - sizes
-    places = (fired.key_indices[:, codebook].long() == key).nonzero().flatten().numpy()
-    rows, times = np.unique(np.searchsorted(starts, places, side="right") - 1, return_counts=True)
-    tokenizer, found = training.tokenizer, []
-    for row, count in sorted(zip(rows.tolist(), times.tolist(), strict=True), key=lambda pair: -pair[1])[:limit]:
-        ids = training.inputs["input_ids"][row]
-        here = places[(places >= starts[row]) & (places < starts[row] + sizes[row])] - starts[row]
-        names = ["[sentence]"] if one_state else tokenizer.convert_ids_to_tokens([ids[place] for place in here])
-        parts = tokenizer.decode(ids).removeprefix(tokenizer.cls_token).split(tokenizer.sep_token)
-        text = " / ".join(part.strip() for part in parts if part.strip())
-        found.append({"row": row, "times": count, "tokens": " ".join(dict.fromkeys(names)), "text": text})
-    return pd.DataFrame(found, columns=["row", "times", "tokens", "text"])
+    rows = np.searchsorted(starts, places, side="right") - 1
+    if one_state:
+        return pd.DataFrame({"row": rows, "token": "[sentence]"})
+    ids = [training.inputs["input_ids"][row][place - starts[row]] for row, place in zip(rows, places, strict=True)]
+    return pd.DataFrame({"row": rows, "token": training.tokenizer.convert_ids_to_tokens(ids)})
+
+
+@torch.inference_mode()
+def training_pushes(model: EncoderWithBottleNeck, training: CustomDataset, fired: KeyIndexDataset) -> pd.DataFrame:
+    """Sum the pushes of each training token over its codebooks, as in a text of this one token.
+
+    Returns one row a token: ``row`` (in `training`), ``token``, ``label`` (of its row: a name, or a score) and one
+    column ``push_<label>`` a logit. Raises ValueError if `fired` was made from other sentences.
+    """
+    frame = _tokens_at(training, fired, np.arange(len(fired.key_indices)))
+    names = [name for _, name in sorted(model.config.id2label.items())]
+    labels = np.asarray(training.labels)[frame["row"]]
+    frame["label"] = labels if training.task.is_regression else np.take(names, labels)
+    keys = fired.key_indices.long().to(model.device)
+    pushes = len(keys) * _pushes(model, keys).sum(1)  # (N, num_labels)
+    frame[[f"push_{name}" for name in names]] = pushes.cpu().numpy()
+    return frame
 
 
 @torch.inference_mode()
@@ -280,7 +309,8 @@ def loudest_keys(
     -------
     pandas.DataFrame
         One row a key: ``label``, ``codebook``, ``key``, ``push`` (above the mean over the labels, in a text of one
-        token), ``times`` (training tokens that fire it) and ``tokens`` (some of those).
+        token), ``times`` (training tokens that fire it), ``share`` (of those, in rows of this label; NaN in a
+        regression) and ``tokens`` (the three that fire it most, with their numbers).
     """
     size, books = model.bottleneck.codebook_size, model.bottleneck.num_codebooks
     keys = torch.arange(size, device=model.device).unsqueeze(1).expand(-1, books)  # (K, C)
@@ -289,16 +319,19 @@ def loudest_keys(
         pushes = pushes - pushes.mean(-1, keepdim=True)
     hits = model.bottleneck.hits(fired.key_indices)  # (C, K)
     pushes[hits.T < 3] = -torch.inf
-    rows = []
+    rows, labels = [], np.asarray(training.labels)
     for number, label in sorted(model.config.id2label.items()):
         best = pushes[..., number].flatten().topk(min(limit, size * books))
         for push, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
             key, book = divmod(place, books)
             if np.isfinite(push):
-                tokens = " ".join(similar_by_key(training, fired, book, key, 3)["tokens"])
-                shown = " ".join(dict.fromkeys(tokens.split()))
-                rows.append([label, book, key, push, int(hits[book, key]), shown])
-    return pd.DataFrame(rows, columns=["label", "codebook", "key", "push", "times", "tokens"])
+                here = _firing_tokens(training, fired, book, key)
+                share = np.nan if training.task.is_regression else (labels[here["row"]] == number).mean()
+                # ties in the order of the rows
+                counts = here.groupby("token", sort=False).size().sort_values(ascending=False, kind="stable")[:3]
+                tokens = ", ".join(f"{token} {count}" for token, count in counts.items())
+                rows.append([label, book, key, push, int(hits[book, key]), share, tokens])
+    return pd.DataFrame(rows, columns=["label", "codebook", "key", "push", "times", "share", "tokens"])
 
 
 def push_columns(frame: pd.DataFrame) -> list[str]:

@@ -5,13 +5,21 @@ import numpy as np
 import pytest
 import torch
 
-from kvlib import BERTwithBottleNeck, CustomDataset, DistilBERTwithBottleNeck, compute_metrics, load_glue
+from kvlib import (
+    BERTwithBottleNeck,
+    CustomDataset,
+    DistilBERTwithBottleNeck,
+    compute_metrics,
+    load_glue,
+    predict_logits,
+)
 from kvlib.evaluation import (
     bootstrap_interval,
     key_agreement,
     majority_predictions,
     model_size,
     probe_predictions,
+    sentence_vectors,
     teacher_agreement,
     tfidf_predictions,
 )
@@ -74,6 +82,17 @@ def test_tfidf_finds_a_word_that_tells_and_not_an_order_that_tells():
 def plain(pretrained):
     torch.manual_seed(0)
     return DistilBERTwithBottleNeck.from_teacher(pretrained)
+
+
+def test_sentence_vectors_are_means_of_real_tokens(pretrained, plain, small):
+    rows = small[1]
+    states = torch.cat(list(plain.hidden_states(rows))).split(rows.lengths.tolist())
+    expected = torch.stack([row.mean(0) for row in states]).numpy()
+    # states are stored in half precision
+    np.testing.assert_allclose(sentence_vectors(plain, rows), expected, atol=2e-3)
+    # what the teacher's classifier gets
+    logits = pretrained.classifier(torch.from_numpy(sentence_vectors(pretrained, rows)))
+    torch.testing.assert_close(logits, predict_logits(pretrained, rows), atol=5e-3, rtol=0)
 
 
 @pytest.mark.parametrize("task", ["sst2", "stsb"])

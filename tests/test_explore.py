@@ -1,6 +1,7 @@
 import copy
 import html
 import re
+from collections import Counter
 
 import ipywidgets
 import numpy as np
@@ -18,11 +19,13 @@ from kvlib.explore import (
     explain,
     keys_by_lead,
     longest_input,
+    loudest_keys,
     push_by_token,
     push_columns,
     similar_by_key,
     strongest_keys,
     switch_off,
+    training_pushes,
 )
 from workbook import Explorer
 from workbook.bench import html_table
@@ -232,6 +235,46 @@ def test_similar_sentences_of_a_silent_key_and_of_another_split(small, fired, to
     shorter = CustomDataset(mrpc["train"].select(range(48)), tokenizer, "mrpc", max_length=12)
     with pytest.raises(ValueError, match="made from another split"):
         similar_by_key(shorter, fired, 0, 0)
+
+
+def test_loudest_keys_are_counted_with_their_tokens_and_their_labels(default, small, fired):
+    training, key_indices = small[0], fired.key_indices.long()
+    found = loudest_keys(default, training, fired, limit=4)
+    assert found["label"].tolist() == ["not_equivalent"] * 4 + ["equivalent"] * 4
+    ids = np.concatenate([np.asarray(row) for row in training.inputs["input_ids"]])
+    tokens = np.array(training.tokenizer.convert_ids_to_tokens(ids.tolist()))
+    labels = np.repeat(np.asarray(training.labels), fired.lengths)
+    values = default.bottleneck.values.detach().numpy()  # (C, K, 2)
+    for number, name in enumerate(("not_equivalent", "equivalent")):
+        above = (values[..., number] - values.mean(-1)) / 16
+        above[default.bottleneck.hits(fired.key_indices).numpy() < 3] = -np.inf
+        strongest = np.sort(above.ravel())[::-1][:4]
+        of_label = found[found["label"] == name]
+        np.testing.assert_allclose(of_label["push"], strongest, rtol=1e-5)
+        for one in of_label.itertuples():
+            assert above[one.codebook, one.key] == pytest.approx(one.push)
+            here = (key_indices[:, one.codebook] == one.key).numpy()
+            assert one.times == here.sum() and one.share == pytest.approx((labels[here] == number).mean())
+            counts = Counter(tokens[here].tolist()).most_common(3)
+            assert one.tokens == ", ".join(f"{token} {count}" for token, count in counts)
+
+
+def test_pushes_of_training_tokens_are_those_of_their_sentences(student, small):
+    training = small[0]
+    found = training_pushes(student, training, KeyIndexDataset(student, training))
+    labels = [found.columns[-2].removeprefix("push_"), found.columns[-1].removeprefix("push_")]
+    for row, tokens in list(found.groupby("row"))[:5]:
+        assert set(tokens["label"]) == {labels[training.labels[row]]}
+        here = training.inputs["input_ids"][row]
+        whole = training.tokenizer.convert_ids_to_tokens(here) if len(tokens) > 1 else ["[sentence]"]
+        assert tokens["token"].tolist() == whole
+        # a text's pushes are the mean of those of its tokens, without the bias
+        inputs = training.collate([training[row]])
+        with torch.inference_mode():
+            logits = student.eval()(inputs["input_ids"], inputs["attention_mask"]).logits[0]
+        bias = student.decoder.bias if student.config.decoder == "linear" else 0.0
+        pushes = torch.from_numpy(tokens[push_columns(found)].to_numpy().mean(0))
+        torch.testing.assert_close(pushes, (logits - bias).detach(), atol=1e-4, rtol=1e-4)
 
 
 # two sentences side by side, and many keys at once

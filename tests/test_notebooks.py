@@ -62,16 +62,18 @@ ALLOWED = {
     '05_training: student = experiment.model("bottleneck")  # trained here, or read from disk',
     "06_evaluation: import matplotlib.pyplot as plt",
     "06_evaluation: def difference(both, truth):",
+    "06_evaluation: from sklearn.decomposition import PCA",
     "06_evaluation: from kvlib.explore import explain",
+    "06_evaluation: from kvlib import KeyIndexDataset",
     "06_evaluation: from kvlib.explore import align_keys",
     "06_evaluation: from kvlib.explore import keys_by_lead, switch_off",
     '06_evaluation: wrong, teacher_wrong = (predicted[system] != labels for system in ("bottleneck", "teacher"))',
     '07_carried_keys: carried, new_keys = (experiment.model(name) for name in ("carried-keys", "new-keys"))',
     '07_carried_keys: models = {"teacher": teacher, "teacher with bottleneck": keyed, "new keys": new_keys, '
     '"carried keys": carried}',
-    "07_carried_keys: def with_values_of(donor, model):",
-    '07_carried_keys: students = {"new keys": new_keys, "aligned": carried, "without alignment": unaligned, '
-    '"teacher": keyed}',
+    "07_carried_keys: import copy",
+    '07_carried_keys: models = {"without alignment": unaligned, "layers, then logits": '
+    "new_keys.carry_keys(keyed)}",
     "07_carried_keys: def lead(found):  # (N, C) key indices to what the teacher's values say: equivalent minus "
     "not_equivalent",
     "08_continual_learning: for name, output in outputs.items():",

@@ -55,8 +55,8 @@ def write_report(experiment: Experiment, system: str, table: pd.DataFrame, folde
         parts += [
             "## The keys that speak loudest",
             "By how far a key's value pushes one logit above the mean of all, in a text of one token; of keys "
-            "that "
-            "at least three training tokens fire.",
+            "that at least three training tokens fire. The share is of those tokens: how many stand in rows of "
+            "this label.",
             _markdown(loudest_keys(model, experiment.train, fired), index=False),
         ]
     texts = joined_texts(experiment.data[split], task, " / ")

@@ -371,6 +371,38 @@ def plot_scatter(points: np.ndarray, labels: Sequence[str | int], title: str, ax
     return ax
 
 
+def plot_scatters(
+    panels: Mapping[str, np.ndarray], labels: Sequence[str], title: str, same_axes: bool = False
+) -> Figure:
+    """Draw the same labelled rows side by side, as `plot_scatter` does, in one panel for each place they lie in.
+
+    Parameters
+    ----------
+    panels : mapping of str to numpy.ndarray
+        Name to points ``(N, 2)``.
+    labels : sequence of str
+        Of each point, at most seven different ones.
+    title : str
+        The finding.
+    same_axes : bool
+        Whether all panels have the same principal components.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    share = {"sharex": same_axes, "sharey": same_axes}
+    figure, axes = plt.subplots(1, len(panels), figsize=(9.6, 3.6), layout="constrained", **share)
+    for ax, (name, points) in zip(axes, panels.items(), strict=True):
+        plot_scatter(points, labels, name, ax).get_legend().remove()
+        ax.set_ylabel(ax.get_ylabel() if ax is axes[0] else "")
+        for drawn in ax.collections[::2]:  # hollow and filled by turns, to be told apart without colour
+            drawn.set(facecolor="none", edgecolor=drawn.get_facecolor(), linewidth=0.8, sizes=[18])
+    figure.legend(*ax.get_legend_handles_labels(), fontsize=9, loc="outside lower center", ncols=7, frameon=False)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    return figure
+
+
 def plot_regions(
     predict: Callable[[np.ndarray], np.ndarray], points: np.ndarray, labels: np.ndarray, title: str, ax: Axes
 ) -> Axes:
