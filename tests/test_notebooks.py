@@ -68,6 +68,7 @@ ALLOWED = {
     "06_evaluation: from kvlib.explore import align_keys",
     "06_evaluation: from kvlib.explore import keys_by_lead, switch_off",
     '06_evaluation: wrong, teacher_wrong = (predicted[system] != labels for system in ("bottleneck", "teacher"))',
+    "07_carried_keys: def runner_up_gap(states, bottleneck):  # (N, dim) to (N, C)",
     '07_carried_keys: carried, new_keys = (experiment.model(name) for name in ("carried-keys", "new-keys"))',
     '07_carried_keys: models = {"teacher": teacher, "teacher with bottleneck": keyed, "new keys": new_keys, '
     '"carried keys": carried}',
@@ -203,7 +204,8 @@ DERIVED = {
         "0.882": "08",
     },
     "06_evaluation": {
-        "256": "keys a codebook", "0.0025": "2.04 by 832 pushes", "768": "24 tokens by 32 codebooks",
+        "256": "keys a codebook", "0.0025": "2.04 by 832 pushes", "58": "the counts of the strip",
+        "768": "24 tokens by 32 codebooks",
     },
     "07_carried_keys": {"70": "a guess to choose from", "14": "the picture"},
     "08_continual_learning": {
