@@ -128,12 +128,12 @@ def test_cached_logits_are_computed_once_and_refused_for_anything_else(
     assert torch.equal(cached_logits(pretrained, train, path), logits)
     assert path.stat().st_mtime_ns == written
     assert [p.name for p in tmp_path.iterdir()] == ["logits.safetensors"]
-    with pytest.raises(ValueError, match="different rows: delete it"):
+    with pytest.raises(ValueError, match="current rows: delete it"):
         cached_logits(pretrained, held_out, path)
     other = copy.deepcopy(pretrained)
     with torch.no_grad():
         other.classifier.bias[0] += 1e-3
-    with pytest.raises(ValueError, match="different teacher: delete it"):
+    with pytest.raises(ValueError, match="current teacher: delete it"):
         cached_logits(other, train, path)
     renamed = copy.deepcopy(tokenizer)
     renamed.add_tokens(["[NEW]"])
