@@ -138,7 +138,7 @@ def test_cached_logits_are_computed_once_and_refused_for_anything_else(
     renamed = copy.deepcopy(tokenizer)
     renamed.add_tokens(["[NEW]"])
     relabelled = CustomDataset(mrpc["train"].select(range(4)), renamed, "mrpc")
-    with pytest.raises(ValueError, match="different tokenizer and rows"):
+    with pytest.raises(ValueError, match="current tokenizer and rows"):
         cached_logits(pretrained, relabelled, path)
 
 
