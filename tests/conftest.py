@@ -8,6 +8,19 @@ import sys  # noqa: E402
 
 import pytest  # noqa: E402
 
+# Two processes take file after file. Chapters that need the same stages would wait for each other if both ran at
+# once, so files that train nothing of theirs stand between them; what is not named comes last.
+ORDER = (
+    "02_teacher", "01_data", "00_start_here", "03_bottleneck", "09_capstone", "test_command_line", "04_loss",
+    "test_recipe", "05_training", "test_evidence", "test_continual", "07_carried_keys", "test_browser",
+    "06_evaluation", "08_continual_learning",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: ORDER.index(item.path.stem) if item.path.stem in ORDER else len(ORDER))
+
+
 # kvlib is imported where it is needed: the process that hands out the tests needs it nowhere, and it takes 400 MB
 
 
