@@ -226,7 +226,7 @@ def test_the_chosen_key_is_the_nearest(device, recipe):
     vectors, keys = (tensor.to(device) for tensor in cook(recipe))
     before = vectors.clone(), keys.clone()
     with one_thread():
-        with mock.patch.object(search, "SCORES", recipe.scores):
+        with mock.patch.multiple(search, SCORES=recipe.scores, ROWS=1):
             found = nearest_keys(vectors, keys)
         check(vectors, keys, found)
     assert torch.equal(vectors, before[0])
@@ -268,7 +268,7 @@ def test_of_equal_keys_the_lowest_index_is_taken(layout, dtype, device):
         near = distinct[torch.randint(5, (25, 2), generator=generator)]
         near = near + 0.1 * torch.randn(near.shape, generator=generator, dtype=torch.float64)
         lowest = (places.unsqueeze(0) == places.unsqueeze(1)).byte().argmax(-1)
-        with mock.patch.object(search, "SCORES", scores), one_thread():
+        with mock.patch.multiple(search, SCORES=scores, ROWS=1), one_thread():
             found = nearest_keys(near.to(device, dtype), LAYOUTS[layout](keys)).cpu()
         assert torch.equal(lowest[found], found), (size, dim, scores)
 
@@ -391,7 +391,7 @@ def test_quantize_finds_the_nearest_key_of_every_part_of_a_hidden_state(projecti
 def test_quantize_in_several_parts_finds_the_nearest_keys():
     made, hidden_states = make_bottleneck("chunk")
     # 512 / 48 = 10 rows a part
-    with mock.patch.object(bottleneck, "SCORES", 512), mock.patch.object(search, "SCORES", 512):
+    with mock.patch.object(bottleneck, "SCORES", 512), mock.patch.multiple(search, SCORES=512, ROWS=1):
         found = made.quantize(hidden_states)
     check(made.split(hidden_states.flatten(0, 1)), made.keys, found.flatten(0, 1))
 
