@@ -16,6 +16,7 @@ from workbook.size_bench import read_sizes
 
 ROOT = Path(__file__).resolve().parents[1]
 GLUE = ROOT / "data" / "results" / "glue.json"
+LAYERS = ROOT / "data" / "results" / "glue_layers.json"
 STAGES_OF_DISTIL = ("teacher", "fine-tuned", "distilbert", "bottleneck")
 CONTINUAL = ROOT / "data" / "results" / "continual.json"
 # those of the three stages
@@ -77,6 +78,18 @@ def main_table():
         found = {SYSTEMS[system]: mean_and_spread(kept(runs, system)) for system in MAIN_SYSTEMS}
         table[column] = pd.Series(found)
     return markdown(table.dropna())
+
+
+def layers_table():
+    """The finished seed of the grid with today's stage 2, in the columns of `main_table`."""
+    runs = read_evidence(LAYERS)
+    runs = runs[(runs["seed"] == 0) & runs["system"].isin(MAIN_SYSTEMS)]
+    table = evidence_table(runs)
+    for column, kept in (("% of the teacher's score", kept_share), ("% of its distance above it", kept_above)):
+        table[column] = pd.Series(
+            {SYSTEMS[system]: f"{100 * kept(runs, system).mean():.1f}" for system in MAIN_SYSTEMS}
+        )
+    return markdown(table)
 
 
 def mean_and_spread(shares):
@@ -214,6 +227,7 @@ def sizes_table():
         ("data/results/README.md", glue_table),
         ("data/results/README.md", rows_table),
         ("data/results/README.md", kept_table),
+        ("data/results/README.md", layers_table),
         ("data/results/README.md", keys_table),
         ("data/results/README.md", choices_table),
         ("data/results/README.md", sizes_table),
