@@ -85,7 +85,10 @@ def layers_table():
     runs = read_evidence(LAYERS)
     runs = runs[(runs["seed"] == 0) & runs["system"].isin(MAIN_SYSTEMS)]
     table = evidence_table(runs)
-    for column, kept in (("% of the teacher's score", kept_share), ("% of its distance above it", kept_above)):
+    for column, kept in (
+        ("% of the teacher's score", kept_share),
+        ("% of its distance above the majority class", kept_above),
+    ):
         table[column] = pd.Series(
             {SYSTEMS[system]: f"{100 * kept(runs, system).mean():.1f}" for system in MAIN_SYSTEMS}
         )
