@@ -6,22 +6,17 @@ processes may share the file. Students come from, and go to, ``--runs``. Of two 
 gets the one that is better on held-out training rows; validation rows are reported and choose nothing.
 """
 
-import argparse
-import json
 import math
 import tempfile
 import time
 from functools import partial
-from pathlib import Path
 
-from datasets import concatenate_datasets, disable_progress_bars
-from filelock import FileLock
-from transformers.utils import logging
+from datasets import concatenate_datasets
+from trials import add_trial, experiments, parse
 
-from kvlib import CustomDataset, DistillationTrainer, Experiment, KeyIndexDataset, fine_tune, get_profile
+from kvlib import CustomDataset, DistillationTrainer, Experiment, KeyIndexDataset, fine_tune
 from kvlib.evaluation import evaluate
 
-ROOT = Path(__file__).resolve().parents[2]
 # what differs from the profile's bottleneck: values after the search, mean over tokens and codebooks, chunks
 CHOICES = {
     "profile": {},
@@ -50,8 +45,10 @@ def other_texts(experiment: Experiment, tasks: list[str], rows: int = 2000) -> C
     return CustomDataset(concatenate_datasets(parts), experiment.tokenizer, "cola", experiment.profile.max_length)
 
 
-def trial(experiment: Experiment, options: dict[str, object], tasks: list[str]) -> dict[str, object]:
-    """Fit keys, train values, and score."""
+def trial(
+    experiment: Experiment, options: dict[str, object], tasks: list[str], scores: dict[str, float]
+) -> dict[str, object]:
+    """Fit keys, train values, and score, beside the `scores` of teacher and distilled student."""
     p, begun, options = experiment.profile, time.perf_counter(), dict(options)
     texts = other_texts(experiment, tasks) if options.pop("other_tasks", False) else experiment.train
     metric, found = experiment.task.metrics[0], []
@@ -74,45 +71,29 @@ def trial(experiment: Experiment, options: dict[str, object], tasks: list[str]) 
         found.append({"learning_rate": rate, "held_out": history[metric].max(), "validation": score})
     usage = model.bottleneck.usage(validation.key_indices.long())
     codebooks, size = model.config.num_codebooks, model.config.codebook_size
-    return max(found, key=lambda run: run["held_out"]) | {
-        "perplexity": float(usage["perplexity"].mean()),
-        "used_fraction": float((model.bottleneck.hits(train.key_indices.long()) > 0).double().mean()),
-        "bits_a_token": codebooks * math.log2(size),
-        "megabytes": sum(t.numel() * t.element_size() for t in model.bottleneck.state_dict().values()) / 1e6,
-        "seconds": time.perf_counter() - begun,
-    }
+    return (
+        scores
+        | max(found, key=lambda run: run["held_out"])
+        | {
+            "perplexity": float(usage["perplexity"].mean()),
+            "used_fraction": float((model.bottleneck.hits(train.key_indices.long()) > 0).double().mean()),
+            "bits_a_token": codebooks * math.log2(size),
+            "megabytes": sum(t.numel() * t.element_size() for t in model.bottleneck.state_dict().values()) / 1e6,
+            "seconds": time.perf_counter() - begun,
+        }
+    )
 
 
 def main() -> None:
     """Run the trials that are not yet in the file."""
     tasks = ["cola", "rte", "qnli", "mnli", "sst2"]
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--source", default="../shared/glue")
-    parser.add_argument("--tasks", nargs="+", default=tasks)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--runs", type=Path, help="folder of finished stages (default: data/runs)")
-    parser.add_argument("--output", type=Path, default=ROOT / "data" / "results" / "bottleneck_choices.jsonl")
-    arguments = parser.parse_args()
-    disable_progress_bars()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    for seed in arguments.seeds:
-        for task in arguments.tasks:
-            experiment = Experiment(
-                task, arguments.source, get_profile("real"), seed, arguments.runs, max_rows=10_000
-            )
-            scores = {
-                name: experiment.score(name)[experiment.task.metrics[0]] for name in ("teacher", "distilbert")
-            }
-            for name, options in CHOICES.items():
-                done = arguments.output.read_text().splitlines() if arguments.output.exists() else []
-                key = {"choice": name, "task": task, "seed": seed}
-                if any(key.items() <= json.loads(line).items() for line in done):
-                    continue
-                line = json.dumps(key | scores | trial(experiment, options, tasks))
-                with FileLock(f"{arguments.output}.lock"), arguments.output.open("a") as output:
-                    output.write(line + "\n")
-                print(line, flush=True)
+    arguments = parse(__doc__, tasks, [0, 1, 2, 3, 4], "bottleneck_choices.jsonl")
+    for experiment in experiments(arguments):
+        metric = experiment.task.metrics[0]
+        scores = {name: experiment.score(name)[metric] for name in ("teacher", "distilbert")}
+        for name, options in CHOICES.items():
+            key = {"choice": name, "task": experiment.task.name, "seed": experiment.seed}
+            add_trial(arguments.output, key, partial(trial, experiment, options, tasks, scores))
 
 
 if __name__ == "__main__":

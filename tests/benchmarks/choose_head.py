@@ -5,19 +5,13 @@
 ``--runs``; validation rows are not read.
 """
 
-import argparse
-import json
 import tempfile
 from functools import partial
-from pathlib import Path
 
-from datasets import disable_progress_bars
-from filelock import FileLock
-from transformers.utils import logging
+from trials import add_trial, experiments, parse
 
-from kvlib import DistillationTrainer, Experiment, fine_tune, get_profile
+from kvlib import DistillationTrainer, Experiment, fine_tune
 
-ROOT = Path(__file__).resolve().parents[2]
 LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
 
@@ -36,30 +30,11 @@ def trial(experiment: Experiment, rate: float) -> dict[str, float]:
 
 def main() -> None:
     """Run the trials that are not yet in the file."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--source", default="../shared/glue")
-    parser.add_argument("--tasks", nargs="+", default=["cola", "rte", "qnli"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--runs", type=Path, help="folder of finished stages (default: data/runs)")
-    parser.add_argument("--output", type=Path, default=ROOT / "data" / "results" / "head_choices.jsonl")
-    arguments = parser.parse_args()
-    disable_progress_bars()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    for seed in arguments.seeds:
-        for task in arguments.tasks:
-            experiment = Experiment(
-                task, arguments.source, get_profile("real"), seed, arguments.runs, max_rows=10_000
-            )
-            for rate in LEARNING_RATES:
-                done = arguments.output.read_text().splitlines() if arguments.output.exists() else []
-                key = {"learning_rate": rate, "task": task, "seed": seed}
-                if any(key.items() <= json.loads(line).items() for line in done):
-                    continue
-                line = json.dumps(key | trial(experiment, rate))
-                with FileLock(f"{arguments.output}.lock"), arguments.output.open("a") as output:
-                    output.write(line + "\n")
-                print(line, flush=True)
+    arguments = parse(__doc__, ["cola", "rte", "qnli"], [0, 1], "head_choices.jsonl")
+    for experiment in experiments(arguments):
+        for rate in LEARNING_RATES:
+            key = {"learning_rate": rate, "task": experiment.task.name, "seed": experiment.seed}
+            add_trial(arguments.output, key, partial(trial, experiment, rate))
 
 
 if __name__ == "__main__":
