@@ -210,7 +210,6 @@ DERIVED = {
     "07_carried_keys": {"70": "a guess to choose from", "14": "the picture"},
     "08_continual_learning": {
         "550": "a round number for 555", "384": "MiniLM's dimensions", "240": "rows of two topics",
-        "768": "06: 24 tokens by 32 codebooks",
     },
     "09_capstone": {
         "24": "patterns a class; and steps, three epochs of 8", "16": "the profile's batch size",

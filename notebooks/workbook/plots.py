@@ -1,6 +1,6 @@
 """The course's plots: one look, each function one kind of picture; titles state the finding."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
+from matplotlib.patheffects import withStroke
 from scipy.spatial import Voronoi
 
 # Okabe & Ito's colours, told apart by readers with any colour vision; markers and dashes say the same
@@ -403,37 +404,58 @@ def plot_scatters(
     return figure
 
 
+def unit_square(side: int = 60) -> np.ndarray:
+    """Return the points of a grid over the unit square, ``(side², 2)``, as `plot_regions` draws them."""
+    return np.stack(np.meshgrid(*2 * [np.linspace(0, 1, side)]), axis=-1).reshape(-1, 2)
+
+
 def plot_regions(
-    predict: Callable[[np.ndarray], np.ndarray], points: np.ndarray, labels: np.ndarray, title: str, ax: Axes
-) -> Axes:
-    """Draw how a classifier parts the unit square, and labelled points with their class numbers.
+    regions: Mapping[str, Sequence[np.ndarray]],
+    points: np.ndarray,
+    labels: np.ndarray,
+    tasks: Sequence[Sequence[int]],
+    title: str,
+) -> Figure:
+    """Draw how learners part the unit square after each task of a stream, with the classes shown so far.
 
     Parameters
     ----------
-    predict : callable
-        From points ``(N, 2)`` to class numbers ``(N,)``.
+    regions : mapping of str to sequence of numpy.ndarray
+        By learner, its class number at each point of `unit_square`, ``(side²,)``, after each task.
     points, labels : numpy.ndarray
         ``(N, 2)`` and ``(N,)``; each class's number is written at its mean.
+    tasks : sequence of sequence of int
+        The classes of each task.
     title : str
-        Above the picture.
-    ax : matplotlib.axes.Axes
-        Where to draw.
+        The finding.
 
     Returns
     -------
-    matplotlib.axes.Axes
+    matplotlib.figure.Figure
     """
-    ax = _axes(title, "", "", ax)
-    side = np.linspace(0, 1, 60)
-    grid = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
-    regions = predict(grid).reshape(60, 60)
+    size = (2 * len(tasks), 2 * len(regions) + 0.4)
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(len(regions), len(tasks), figsize=size, squeeze=False)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    for line, (name, after_each) in zip(axes, regions.items(), strict=True):
+        line[0].set_ylabel(name)
+        for after, (ax, found) in enumerate(zip(line, after_each, strict=True)):
+            _draw_regions(ax, found.reshape(-1, round(len(found) ** 0.5)))
+            for label in [label for task in tasks[: after + 1] for label in task]:
+                own = points[labels == label]
+                ax.scatter(*own.T, s=3, color="black", alpha=0.4, linewidths=0)
+                number = ax.annotate(str(label), own.mean(0), fontsize=10, weight="bold", ha="center", va="center")
+                # black on a cloud of black dots could not be read
+                number.set_path_effects([withStroke(linewidth=3, foreground="white")])
+    for number, ax in enumerate(axes[0], start=1):
+        ax.set_title(f"after task {number}", fontsize=10)
+    return figure
+
+
+def _draw_regions(ax: Axes, regions: np.ndarray) -> None:
     ax.imshow(regions, origin="lower", extent=(0, 1, 0, 1), cmap="tab10", vmin=0, vmax=9, alpha=0.45)
-    ax.scatter(*points.T, s=3, color="black", alpha=0.4, linewidths=0)
-    for label in np.unique(labels):
-        ax.annotate(str(label), points[labels == label].mean(0), fontsize=10, weight="bold", ha="center")
     ax.set_xticks([])
     ax.set_yticks([])
-    return ax
 
 
 def plot_sizes(sizes: pd.DataFrame, references: Mapping[str, float], noise: float, title: str) -> Figure:
