@@ -204,7 +204,7 @@ DERIVED = {
         "0.882": "08",
     },
     "06_evaluation": {
-        "256": "keys a codebook", "0.0025": "2.04 by 832 pushes", "58": "the counts of the strip",
+        "0.0025": "2.04 by 832 pushes", "58": "the counts of the strip",
         "768": "24 tokens by 32 codebooks",
     },
     "07_carried_keys": {"70": "a guess to choose from", "14": "the picture"},
