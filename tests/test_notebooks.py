@@ -69,12 +69,12 @@ ALLOWED = {
     "06_evaluation: from kvlib.explore import keys_by_lead, switch_off",
     '06_evaluation: wrong, teacher_wrong = (predicted[system] != labels for system in ("bottleneck", "teacher"))',
     "07_carried_keys: def runner_up_gap(states, bottleneck):  # (N, dim) to (N, C)",
-    '07_carried_keys: carried, new_keys = (experiment.model(name) for name in ("carried-keys", "new-keys"))',
+    "07_carried_keys: carried, new_keys, layers = (experiment.model(name) for name in "
+    '("carried-keys", "new-keys", "layers"))',
     '07_carried_keys: models = {"teacher": teacher, "teacher with bottleneck": keyed, "new keys": new_keys, '
     '"carried keys": carried}',
     "07_carried_keys: import copy",
-    '07_carried_keys: models = {"without alignment": unaligned, "layers, then logits": '
-    "new_keys.carry_keys(keyed)}",
+    '07_carried_keys: models = {"without alignment": unaligned} | models | {"teacher": keyed}',
     "07_carried_keys: def lead(found):  # (N, C) key indices to what the teacher's values say: equivalent minus "
     "not_equivalent",
     "08_continual_learning: for name, output in outputs.items():",
