@@ -113,7 +113,6 @@ def plot_bars(
     xlabel: str,
     intervals: Mapping[str, tuple[float, float]] | None = None,
     references: Mapping[str, float] | None = None,
-    ax: Axes | None = None,
 ) -> Axes:
     """Draw named numbers as horizontal bars, first on top, each with its number.
 
@@ -127,14 +126,12 @@ def plot_bars(
         Name to lower and upper end, drawn as whiskers.
     references : mapping of str to float, optional
         Dashed vertical lines.
-    ax : matplotlib.axes.Axes, optional
-        Where to draw; a new figure by default.
 
     Returns
     -------
     matplotlib.axes.Axes
     """
-    ax = _axes(title, xlabel, "", ax, height=1.2 + 0.34 * len(values))
+    ax = _axes(title, xlabel, "", None, height=1.2 + 0.34 * len(values))
     names, numbers = list(values), np.array(list(values.values()), dtype=float)
     places = np.arange(len(names))[::-1]
     ax.barh(places, numbers, height=0.62, color=[COLORS[0] if n >= 0 else COLORS[1] for n in numbers])
@@ -151,11 +148,14 @@ def plot_bars(
             textcoords="offset points",
             va="center",
             fontsize=9,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},  # where a dashed line passes behind it
         )
     ax.set_yticks(places, names)
+    ax.set_ylim(-0.6, len(names) - 0.4)  # a share of the height would leave gaps beside many bars
     _references(ax, references, horizontal=False)
     if references:
-        ax.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.08), ncols=3)
+        # on the axes' upper edge: a legend's own padding is in points, the same above few bars and many
+        ax.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
     ax.margins(x=0.14)
     return ax
 
