@@ -44,7 +44,7 @@ def explain(
         raise ValueError("the text is empty: type a sentence")
     longest = longest_input(model, tokenizer)
     encoded = tokenizer(text, text_pair, truncation=True, max_length=longest, return_tensors="pt")
-    states, mask = model.encode(**encoded.to(model.device))
+    states, mask, _ = model.encode(**encoded.to(model.device))
     bottleneck = model.bottleneck
     keys = bottleneck.quantize(states)  # (N, C)
     vectors = bottleneck.split(states).transpose(0, 1)  # (C, N, d)
