@@ -201,21 +201,12 @@ def tokens_at(training: CustomDataset, fired: KeyIndexDataset, places: np.ndarra
 def loudest_keys(
     model: EncoderWithBottleNeck, training: CustomDataset, fired: KeyIndexDataset, limit: int = 5
 ) -> pd.DataFrame:
-    """Find the keys whose values speak loudest for each label, of those that three training tokens fire.
+    """Find the `limit` keys whose values speak loudest for each label, of those that three training tokens fire.
 
-    Parameters
-    ----------
-    model, training, fired
-        The model, the rows it was trained on, and their key indices.
-    limit : int
-        How many keys a label.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row a key: ``label``, ``codebook``, ``key``, ``push`` (above the mean over the labels, in a text of one
-        token), ``times`` (training tokens that fire it), ``share`` (of those, in rows of this label; NaN in a
-        regression) and ``tokens`` (the three that fire it most, with their numbers).
+    One row a key: ``label``, ``codebook``, ``key``, ``push`` (above the mean over the labels, in a text of one
+    token), ``times`` (training tokens that fire it), ``share`` (of those, in rows of this label; NaN in a
+    regression) and ``tokens`` (the three that fire it most, with their numbers). Raises ValueError if `fired` was
+    made from other sentences.
     """
     pushes = pushes_of(model, model.bottleneck.values.transpose(0, 1)).cpu()  # (K, C, num_labels)
     if len(model.config.id2label) > 1:

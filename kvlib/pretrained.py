@@ -104,22 +104,10 @@ def load_tokenizer(checkpoint: str = "minilm") -> PreTrainedTokenizerBase:
 def check_checkpoint(name: str, model_type: str = "bert", with_pooler: bool = False) -> PreTrainedConfig:
     """Refuse a checkpoint that would load with random weights or wrong words; return its config.
 
-    Config, tokenizer and the weights' names and shapes are read, not the weights.
-
-    Parameters
-    ----------
-    name : str
-        As in `resolve_checkpoint`.
-    model_type : {"bert", "distilbert"}
-        What its config must call it.
-    with_pooler : bool
-        Whether BERT's pooler is needed, too.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If a file is missing; if the checkpoint is of another type, its vocabulary exceeds its embeddings, or
-        weights are missing, left over, of another shape or damaged.
+    Config, tokenizer and the weights' names and shapes are read, not the weights. `name` is as in
+    `resolve_checkpoint`, `model_type` ``"bert"`` or ``"distilbert"``; BERT's pooler is asked for `with_pooler`.
+    Raises FileNotFoundError if a file is missing, ValueError if the checkpoint is of another type, its vocabulary
+    exceeds its embeddings, or weights are missing, left over, of another shape or damaged.
     """
     folder = Path(resolve_checkpoint(name))
     for wanted in (("config.json",), ("tokenizer.json", "vocab.txt"), ("model.safetensors",)):
