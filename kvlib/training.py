@@ -87,14 +87,12 @@ class FineTuningTrainer(Trainer):
         # in evaluation too: weights that give no finite loss must not get into a checkpoint
         if self.is_in_train and not torch.isfinite(loss):
             step = self.state.global_step
-            what = f"the loss is {loss.item()} in step {step + 1}"
-            if not model.training:
-                what = f"the loss on held-out rows is {loss.item()} after step {step}"
+            where = f"in step {step + 1}" if model.training else f"on held-out rows after step {step}"
             idx = inputs["idx"].tolist() if "idx" in inputs else "not in it"
             raise FloatingPointError(
-                f"{what}, at learning rate {self._get_learning_rate():.2e}, in the batch with idx {idx}: lower "
-                "the learning rate, look at these rows, or train without bf16. The last checkpoint was written "
-                "before it"
+                f"the loss is {loss.item()} {where}, at learning rate {self._get_learning_rate():.2e}, in the "
+                f"batch with idx {idx}: lower the learning rate, look at these rows, or train without bf16. The "
+                "last checkpoint was written before it"
             )
         return (loss, {"logits": outputs.logits}) if return_outputs else loss
 
