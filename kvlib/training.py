@@ -365,7 +365,9 @@ def _history(log: list[dict[str, float]]) -> pd.DataFrame:
     epochs = pd.DataFrame(log).groupby("epoch", as_index=False).first()
     names = {"epoch": "epoch", "loss": "train_loss", "eval_loss": "held_out_loss"}
     metrics = epochs.filter(regex="^eval_(?!loss$|runtime$|samples_per_second$|steps_per_second$)").columns
-    return epochs[[*names, *metrics]].rename(columns=lambda name: names.get(name, name.removeprefix("eval_")))
+    # without an evaluation there is no loss of it
+    epochs = epochs.reindex(columns=[*names, *metrics])
+    return epochs.rename(columns=lambda name: names.get(name, name.removeprefix("eval_")))
 
 
 class KeyIndexDataset(Dataset):
