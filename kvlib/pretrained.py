@@ -113,10 +113,10 @@ def check_checkpoint(name: str, model_type: str = "bert", with_pooler: bool = Fa
     for wanted in (("config.json",), ("tokenizer.json", "vocab.txt"), ("model.safetensors",)):
         if not any((folder / file).is_file() for file in wanted):
             raise FileNotFoundError(f"the checkpoint {name} has no {' or '.join(wanted)}: take a complete one")
-    found = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
-    if found != model_type:
+    own_type = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
+    if own_type != model_type:
         raise ValueError(
-            f"the checkpoint {name} is of type {found!r}, expected {model_type}: other encoders name their "
+            f"the checkpoint {name} is of type {own_type!r}, expected {model_type}: other encoders name their "
             "weights otherwise, and would start at random"
         )
     encoder = BertModel if model_type == "bert" else DistilBertModel
@@ -142,7 +142,7 @@ def check_checkpoint(name: str, model_type: str = "bert", with_pooler: bool = Fa
 
 
 def _loading_info(folder: Path, encoder: type[PreTrainedModel]) -> dict[str, Iterable]:
-    """Return how the weights of a checkpoint differ from its config's, without the report that is printed else."""
+    """Return how the weights of a checkpoint differ from its config's, without printing its report."""
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
