@@ -51,8 +51,7 @@ class DiscreteKeyValueBottleneck(nn.Module):
         Buffers: ``(C, K, dim_key)``; the moving average of the hits a step of each key, ``(C, K)``; ``(dim,)``.
     values : torch.nn.Parameter
         ``(C, K, dim_value)``, zero at the start (section 3 of the ICML paper). Train them without weight
-        decay, which shrinks the values that no input selected. AdamW still moves a value that an earlier step
-        selected, by its momentum; SGD without momentum moves only what this step selected.
+        decay, which shrinks the values that no input selected.
     """
 
     def __init__(
@@ -293,13 +292,9 @@ class DiscreteKeyValueBottleneck(nn.Module):
             "dead_keys": (hits == 0).sum(-1).numpy(),
             "perplexity": torch.exp(torch.special.entr(share).sum(-1)).numpy(),
             "top1_share": share.max(-1).values.numpy(),
-            "quantization_error": np.nan,
-            "unseen_share": np.nan,
+            "quantization_error": np.nan if hidden_states is None else self._error(key_indices, hidden_states),
+            "unseen_share": np.nan if training is None else (share * (self.hits(training) == 0)).sum(-1).numpy(),
         }
-        if hidden_states is not None:
-            usage["quantization_error"] = self._quantization_error(key_indices, hidden_states).cpu().numpy()
-        if training is not None:
-            usage["unseen_share"] = (share * (self.hits(training) == 0)).sum(-1).numpy()
         return pd.DataFrame(usage)
 
     def hits(self, key_indices: Tensor) -> Tensor:
@@ -314,7 +309,7 @@ class DiscreteKeyValueBottleneck(nn.Module):
         flat = key_indices.reshape(-1, self.num_codebooks).long()
         return flat[flat[:, 0] >= 0]
 
-    def _quantization_error(self, key_indices: Tensor, hidden_states: Tensor) -> Tensor:
+    def _error(self, key_indices: Tensor, hidden_states: Tensor) -> np.ndarray:
         """Divide the mean squared distance to the given keys by the variance, for each codebook: ``(C,)``."""
         flat = self._without_padding(key_indices).to(self.keys.device)  # (N, C)
         if len(flat) != len(hidden_states):
@@ -324,7 +319,7 @@ class DiscreteKeyValueBottleneck(nn.Module):
         vectors = self.split(hidden_states.to(flat.device))
         keys = self.keys[torch.arange(self.num_codebooks, device=flat.device), flat]  # (N, C, d)
         spread = vectors.var(0, correction=0).sum(-1).clamp_min(torch.finfo(vectors.dtype).tiny)
-        return ((vectors - keys).square().sum(-1).mean(0) / spread).double()
+        return ((vectors - keys).square().sum(-1).mean(0) / spread).double().cpu().numpy()
 
 
 def draw_positions(total: int, max_vectors: int, seed: int) -> np.ndarray:

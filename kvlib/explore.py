@@ -1,7 +1,5 @@
 """Look inside a model with a bottleneck: which keys fired, and what their values did to the logits."""
 
-from difflib import SequenceMatcher
-
 import numpy as np
 import pandas as pd
 import torch
@@ -46,7 +44,7 @@ def explain(
         raise ValueError("the text is empty: type a sentence")
     longest = longest_input(model, tokenizer)
     encoded = tokenizer(text, text_pair, truncation=True, max_length=longest, return_tensors="pt")
-    states, mask = model.encode(**encoded.to(model.device))
+    states, mask, _ = model.encode(**encoded.to(model.device))
     bottleneck = model.bottleneck
     keys = bottleneck.quantize(states)  # (N, C)
     vectors = bottleneck.split(states).transpose(0, 1)  # (C, N, d)
@@ -54,7 +52,7 @@ def explain(
     distances = distances.transpose(0, 1)  # (N, C, K)
     nearest = distances.gather(-1, keys.unsqueeze(-1)).squeeze(-1)  # (N, C)
     gaps = distances.scatter(-1, keys.unsqueeze(-1), torch.inf).amin(-1) - nearest
-    pushes = _pushes(model, keys)  # (N, C, num_labels)
+    pushes = pushes_of(model, bottleneck.lookup(keys)) / len(keys)  # (N, C, num_labels)
 
     names = tokenizer.convert_ids_to_tokens(encoded["input_ids"][0].tolist())
     if mask.shape[1] == 1:
@@ -83,14 +81,12 @@ def longest_input(model: EncoderWithBottleNeck, tokenizer: PreTrainedTokenizerBa
     return min(tokenizer.model_max_length, model.config.max_position_embeddings)
 
 
-def _pushes(model: EncoderWithBottleNeck, keys: torch.Tensor) -> torch.Tensor:
-    """Part each logit among tokens and codebooks: key indices ``(N, C)`` to ``(N, C, num_labels)``."""
-    tokens, codebooks = keys.shape
-    values = model.bottleneck.lookup(keys)  # (N, C, dim_value)
+def pushes_of(model: EncoderWithBottleNeck, values: torch.Tensor) -> torch.Tensor:
+    """Push of values ``(N, C, dim_value)`` on each logit, in a text of one token: ``(N, C, num_labels)``."""
     if model.config.decoder == "mean":
-        return values / (tokens * codebooks)
-    weights = model.decoder.weight.unflatten(1, (codebooks, -1))  # (num_labels, C, dim_value)
-    return torch.einsum("ncv,lcv->ncl", values, weights) / tokens
+        return values / values.shape[1]
+    weights = model.decoder.weight.unflatten(1, values.shape[1:])  # (num_labels, C, dim_value)
+    return torch.einsum("ncv,lcv->ncl", values, weights)
 
 
 def shared_keys(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
@@ -108,44 +104,7 @@ def shared_keys(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(same, index=rows, columns=columns)
 
 
-def align_tokens(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
-    """Line up the tokens of two explained examples, in their order, like the lines of a diff.
-
-    One row a token: ``token``, and its ``position`` in `first` and ``position_other`` in `second`, -1 where it has
-    no partner there.
-    """
-    tokens, positions = [], []
-    for frame in (first, second):
-        fired = frame[frame["codebook"] >= 0].drop_duplicates("position")
-        tokens.append(fired["token"].tolist())
-        positions.append(fired["position"].tolist())
-    rows = []
-    for kind, start, end, other_start, other_end in SequenceMatcher(None, *tokens, autojunk=False).get_opcodes():
-        here, there = range(start, end), range(other_start, other_end)
-        if kind == "equal":
-            rows += [(tokens[0][i], positions[0][i], positions[1][j]) for i, j in zip(here, there, strict=True)]
-        else:
-            rows += [(tokens[0][i], positions[0][i], -1) for i in here]
-            rows += [(tokens[1][j], -1, positions[1][j]) for j in there]
-    return pd.DataFrame(rows, columns=["token", "position", "position_other"])
-
-
-def align_keys(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
-    """Put the keys of two explained examples side by side: those of the tokens that `align_tokens` finds in both.
-
-    One row a token and codebook: the columns of `first`, those of `second` with the ending ``_other``, and
-    ``differs``, whether the two keys are different ones.
-    """
-    partners = align_tokens(first, second).drop(columns="token")
-    other = second.drop(columns="token").rename(columns=lambda name: f"{name}_other")
-    found = first.merge(partners[partners["position"] >= 0], on="position")
-    found = found.merge(
-        other, left_on=["position_other", "codebook"], right_on=["position_other", "codebook_other"]
-    )
-    found["differs"] = found["key"] != found["key_other"]
-    return found.drop(columns="codebook_other")
-
-
+@torch.inference_mode()
 def edit(
     model: EncoderWithBottleNeck,
     frame: pd.DataFrame,
@@ -167,38 +126,11 @@ def edit(
     if value_of is not None and not 0 <= value_of < size:
         raise ValueError(f"value_of is {value_of}, expected a key index from 0 to {size - 1}")
     edited, labels = frame.copy(), push_columns(frame)
-    if value_of is None:
-        edited.loc[rows, labels] *= strength
-        return edited
-    keys = torch.zeros(1, model.bottleneck.num_codebooks, dtype=torch.int64, device=model.device)
-    keys[0, codebook] = value_of
-    with torch.inference_mode():
-        push = _pushes(model, keys)[0, codebook] / (frame["position"].max() + 1)
-    edited.loc[rows, labels] = strength * push.cpu().numpy()
-    return edited
-
-
-def keys_by_lead(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rank the keys that an explained example fires by how far they push its answer ahead, strongest first.
-
-    The answer is the label with the highest logit. One row a key: ``codebook``, ``key``, ``tokens`` (how many fire
-    it) and ``lead``, the sum of their pushes on the answer minus those on the runner-up.
-    """
-    answer, runner_up = frame[push_columns(frame)].sum().sort_values(ascending=False).index[:2]
-    fired = frame[frame["codebook"] >= 0]
-    leads = fired.assign(lead=fired[answer] - fired[runner_up]).groupby(["codebook", "key"])["lead"]
-    found = leads.agg(tokens="size", lead="sum").reset_index()
-    return found.sort_values("lead", ascending=False, kind="stable", ignore_index=True)
-
-
-def switch_off(frame: pd.DataFrame, keys: pd.DataFrame) -> pd.DataFrame:
-    """Return `frame` without the pushes of all `keys`, as `edit` of strength 0 does for one.
-
-    `keys` has columns ``codebook`` and ``key``, for example the first rows of `keys_by_lead`.
-    """
-    pairs, off = (pd.MultiIndex.from_frame(table[["codebook", "key"]]) for table in (frame, keys))
-    edited = frame.copy()
-    edited.loc[pairs.isin(off), push_columns(frame)] = 0.0
+    if value_of is not None:
+        values = model.bottleneck.values[:, value_of].unsqueeze(0)  # (1, C, dim_value)
+        push = pushes_of(model, values)[0, codebook] / (frame["position"].max() + 1)
+        edited.loc[rows, labels] = push.cpu().numpy()
+    edited.loc[rows, labels] *= strength
     return edited
 
 
@@ -243,87 +175,49 @@ def similar_by_key(
 
 
 def _firing_tokens(training: CustomDataset, fired: KeyIndexDataset, codebook: int, key: int) -> pd.DataFrame:
-    """List the training tokens that fire a key, in their order, as `_tokens_at` does."""
-    places = (fired.key_indices[:, codebook].long() == key).nonzero().flatten().numpy()
-    return _tokens_at(training, fired, places)
+    """List the training tokens that fire a key, in their order, as `tokens_at` does."""
+    return tokens_at(training, fired, np.flatnonzero(fired.key_indices[:, codebook].long() == key))
 
 
-def _tokens_at(training: CustomDataset, fired: KeyIndexDataset, places: np.ndarray) -> pd.DataFrame:
-    """Look up rows of ``fired.key_indices``: the ``row`` of `training` that each stands in, and its ``token``."""
+def tokens_at(training: CustomDataset, fired: KeyIndexDataset, places: np.ndarray) -> pd.DataFrame:
+    """Look up rows of ``fired.key_indices``: the ``row`` of `training` that each stands in, and its ``token``.
+
+    Raises ValueError if `fired` was made from other sentences.
+    """
     sizes = fired.lengths
     one_state = bool((sizes == 1).all())
     if list(fired.idx) != list(training.idx) or not (one_state or (sizes == training.lengths).all()):
         raise ValueError("fired was made from another split than training: make it with KeyIndexDataset again")
-    starts = np.cumsum(sizes) - sizes
-    rows = np.searchsorted(starts, places, side="right") - 1
+    ends = sizes.cumsum()
+    rows = ends.searchsorted(places, side="right")
     if one_state:
         return pd.DataFrame({"row": rows, "token": "[sentence]"})
-    ids = [training.inputs["input_ids"][row][place - starts[row]] for row, place in zip(rows, places, strict=True)]
+    # from the end of its row backwards
+    ids = [training.inputs["input_ids"][row][place] for row, place in zip(rows, places - ends[rows], strict=True)]
     return pd.DataFrame({"row": rows, "token": training.tokenizer.convert_ids_to_tokens(ids)})
-
-
-@torch.inference_mode()
-def training_pushes(model: EncoderWithBottleNeck, training: CustomDataset, fired: KeyIndexDataset) -> pd.DataFrame:
-    """Sum the pushes of each training token over its codebooks, as in a text of this one token.
-
-    Returns one row a token: ``row`` (in `training`), ``token``, ``label`` (of its row: a name, or a score) and one
-    column ``push_<label>`` a logit. Raises ValueError if `fired` was made from other sentences.
-    """
-    frame = _tokens_at(training, fired, np.arange(len(fired.key_indices)))
-    names = [name for _, name in sorted(model.config.id2label.items())]
-    labels = np.asarray(training.labels)[frame["row"]]
-    frame["label"] = labels if training.task.is_regression else np.take(names, labels)
-    keys = fired.key_indices.long().to(model.device)
-    pushes = len(keys) * _pushes(model, keys).sum(1)  # (N, num_labels)
-    frame[[f"push_{name}" for name in names]] = pushes.cpu().numpy()
-    return frame
-
-
-@torch.inference_mode()
-def strongest_keys(model: EncoderWithBottleNeck, codebook: int) -> pd.DataFrame:
-    """Find the key of a codebook whose value pushes each logit furthest up.
-
-    One row a ``label``: ``key`` and ``push``, in a text of one token (divide by T for T tokens).
-    """
-    size, books = model.bottleneck.codebook_size, model.bottleneck.num_codebooks
-    keys = torch.arange(size, device=model.device).unsqueeze(1).expand(-1, books)  # (K, C)
-    push, key = (size * _pushes(model, keys)[:, codebook]).max(0)
-    labels = [name for _, name in sorted(model.config.id2label.items())]
-    return pd.DataFrame({"label": labels, "key": key.cpu().numpy(), "push": push.cpu().numpy()})
 
 
 @torch.inference_mode()
 def loudest_keys(
     model: EncoderWithBottleNeck, training: CustomDataset, fired: KeyIndexDataset, limit: int = 5
 ) -> pd.DataFrame:
-    """Find the keys whose values speak loudest for each label, of those that three training tokens fire.
+    """Find the `limit` keys whose values speak loudest for each label, of those that three training tokens fire.
 
-    Parameters
-    ----------
-    model, training, fired
-        The model, the rows it was trained on, and their key indices.
-    limit : int
-        How many keys a label.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row a key: ``label``, ``codebook``, ``key``, ``push`` (above the mean over the labels, in a text of one
-        token), ``times`` (training tokens that fire it), ``share`` (of those, in rows of this label; NaN in a
-        regression) and ``tokens`` (the three that fire it most, with their numbers).
+    One row a key: ``label``, ``codebook``, ``key``, ``push`` (above the mean over the labels, in a text of one
+    token), ``times`` (training tokens that fire it), ``share`` (of those, in rows of this label; NaN in a
+    regression) and ``tokens`` (the three that fire it most, with their numbers). Raises ValueError if `fired` was
+    made from other sentences.
     """
-    size, books = model.bottleneck.codebook_size, model.bottleneck.num_codebooks
-    keys = torch.arange(size, device=model.device).unsqueeze(1).expand(-1, books)  # (K, C)
-    pushes = size * _pushes(model, keys).cpu()  # (K, C, num_labels)
+    pushes = pushes_of(model, model.bottleneck.values.transpose(0, 1)).cpu()  # (K, C, num_labels)
     if len(model.config.id2label) > 1:
         pushes = pushes - pushes.mean(-1, keepdim=True)
     hits = model.bottleneck.hits(fired.key_indices)  # (C, K)
     pushes[hits.T < 3] = -torch.inf
     rows, labels = [], np.asarray(training.labels)
     for number, label in sorted(model.config.id2label.items()):
-        best = pushes[..., number].flatten().topk(min(limit, size * books))
+        best = pushes[..., number].flatten().topk(min(limit, hits.numel()))
         for push, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-            key, book = divmod(place, books)
+            key, book = divmod(place, len(hits))
             if np.isfinite(push):
                 here = _firing_tokens(training, fired, book, key)
                 share = np.nan if training.task.is_regression else (labels[here["row"]] == number).mean()

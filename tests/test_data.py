@@ -255,7 +255,7 @@ def test_collated_states_stand_beside_the_tokens_that_a_student_encodes(mrpc, to
     dataset = CustomDataset(split, tokenizer, "mrpc", teacher_states=states)
     batch = dataset.collate([dataset[row] for row in (5, 0, 7)])
     with torch.inference_mode():
-        states, _ = student.encode(batch["input_ids"], batch["attention_mask"])
+        states, *_ = student.encode(batch["input_ids"], batch["attention_mask"])
         # tokenised by hand, one row at a time
         alone = [student.encode(torch.tensor([dataset[row]["input_ids"]]))[0] for row in (5, 0, 7)]
     # float16 rounds by at most 2**-11 of a number

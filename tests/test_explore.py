@@ -12,23 +12,18 @@ from transformers import AutoTokenizer
 
 from kvlib import CustomDataset, DistilBERTwithBottleNeck, KeyIndexDataset, predict_logits
 from kvlib.explore import (
-    align_keys,
-    align_tokens,
     compare_logits,
     edit,
     explain,
-    keys_by_lead,
     longest_input,
     loudest_keys,
     push_by_token,
     push_columns,
     similar_by_key,
-    strongest_keys,
-    switch_off,
-    training_pushes,
 )
 from workbook import Explorer
 from workbook.bench import html_table
+from workbook.keys import align_keys, align_tokens, keys_by_lead, strongest_keys, switch_off, training_pushes
 
 FIRST = "The young nurse thanked the old teacher on Monday."
 SECOND = "On Monday, the old teacher was thanked by the young nurse."

@@ -65,8 +65,8 @@ ALLOWED = {
     "06_evaluation: from sklearn.decomposition import PCA",
     "06_evaluation: from kvlib.explore import explain",
     "06_evaluation: from kvlib import KeyIndexDataset",
-    "06_evaluation: from kvlib.explore import align_keys",
-    "06_evaluation: from kvlib.explore import keys_by_lead, switch_off",
+    "06_evaluation: from workbook.keys import align_keys",
+    "06_evaluation: from workbook.keys import keys_by_lead, switch_off",
     '06_evaluation: wrong, teacher_wrong = (predicted[system] != labels for system in ("bottleneck", "teacher"))',
     "07_carried_keys: def runner_up_gap(states, bottleneck):  # (N, dim) to (N, C)",
     "07_carried_keys: carried, new_keys, layers = (experiment.model(name) for name in "

@@ -56,6 +56,10 @@ def test_a_whole_checkpoint_passes_whatever_its_weights_are_called(checkpoint):
         (lambda f: change_config(f, num_hidden_layers=1), r"unlike its config, 16 weights, .* encoder.layer.1"),
         (lambda f: change_config(f, intermediate_size=512), r"in another shape than its config 6 weights"),
         (lambda f: change_weights(f, lambda w: w.pop("embeddings.LayerNorm.bias")), r"lacks 1"),
+        (
+            lambda f: change_weights(f, lambda w: w.update({"bert.encoder.x": w["pooler.dense.bias"] + 0})),
+            r"unlike its config, 1 weights, for example bert.encoder.x",
+        ),
         (lambda f: os.truncate(f / "model.safetensors", 9000), r"are damaged .*get them again"),
     ],
 )  # fmt: skip

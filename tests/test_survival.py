@@ -291,7 +291,7 @@ def test_far_too_large_a_learning_rate_stops(scores, tmp_path):
 
 
 def test_weights_broken_by_the_last_step_reach_no_checkpoint(scores, tmp_path):
-    with pytest.raises(FloatingPointError, match="loss on held-out rows is nan after step 2, at learning rate"):
+    with pytest.raises(FloatingPointError, match="loss is nan on held-out rows after step 2, at learning rate"):
         # warm-up makes the first step harmless; the second is not, but its own loss is that from before it
         fine_tune(
             tiny("stsb"), *scores, tmp_path,

@@ -437,7 +437,7 @@ def test_collate_that_drops_the_teachers_logits_is_told(taught, tmp_path):
 
     spoiled = copy.copy(train)
     spoiled.__class__ = Dropping
-    with pytest.raises(ValueError, match=r"alpha is 0.9 but a batch has no teacher_logits: the collate"):
+    with pytest.raises(ValueError, match=r"alpha is 0.9 but there are no teacher_logits"):
         fine_tune(
             copy.deepcopy(student), spoiled, held_out, tmp_path,
             epochs=1, learning_rate=1e-4, trainer=DistillationTrainer,

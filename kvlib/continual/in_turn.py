@@ -101,7 +101,7 @@ class _Student(nn.Module):
 
     def forward(self, dataset: CustomDataset, rows: Tensor) -> Tensor:
         batch = dataset.collate([dataset[int(row)] for row in rows])
-        states, mask = self.encoder.encode(batch["input_ids"], batch["attention_mask"])
+        states, mask, _ = self.encoder.encode(batch["input_ids"], batch["attention_mask"])
         return self.head(pool_real_tokens(states, mask))
 
 

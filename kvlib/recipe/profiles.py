@@ -150,7 +150,7 @@ def check_models(profile: Profile) -> Profile:
     """
     configs = [check_checkpoint(profile.teacher_checkpoint, with_pooler=profile.teacher_pooling == "cls")]
     if profile.student_checkpoint:
-        configs.append(check_checkpoint(profile.student_checkpoint, ("distilbert",)))
+        configs.append(check_checkpoint(profile.student_checkpoint, "distilbert"))
         teacher, student = ((config.num_hidden_layers, config.hidden_size) for config in configs)
         if student[0] > teacher[0] or student[1] != teacher[1]:
             raise ValueError(

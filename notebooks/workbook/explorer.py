@@ -1,6 +1,6 @@
 """The explorer: type a sentence, see which keys fire and what they push, change a value, see the logits follow.
 
-Every number comes from a function of `kvlib.explore`; here are the controls, and the tables as HTML.
+Every number comes from `kvlib.explore` or `workbook.keys`; here are the controls, and the tables as HTML.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,11 +23,11 @@ from kvlib.explore import (
     push_columns,
     require_bottleneck,
     similar_by_key,
-    strongest_keys,
 )
 from kvlib.student import EncoderWithBottleNeck
 from kvlib.training import KeyIndexDataset
 from workbook.bench import Bench, html_table, signed, style_sheet
+from workbook.keys import strongest_keys
 
 _OFF = -1  # in the menu of values
 # the pair that all chapters follow

@@ -6,9 +6,10 @@ import ipywidgets as widgets
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
-from kvlib.explore import align_keys, align_tokens, compare_logits, explain, keys_by_lead, push_columns, switch_off
+from kvlib.explore import compare_logits, explain, push_columns
 from kvlib.student import EncoderWithBottleNeck
 from workbook.bench import Bench, html_table, style_sheet
+from workbook.keys import align_keys, align_tokens, keys_by_lead, switch_off
 
 _NAMES = ("pair", "near miss")
 # blue pushes towards, orange away, as the bars of the explorer do; the sign below the token says the same
