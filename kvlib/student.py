@@ -128,6 +128,10 @@ class EncoderWithBottleNeck(PreTrainedModel):
     @classmethod
     def _with_encoder(cls, plain: PreTrainedModel, fields: dict[str, Any], seed: int) -> Self:
         """Build a model with a bottleneck around a copy of a plain model's encoder; `fields` are of its config."""
+        unknown = fields.keys() - BottleneckConfig.__annotations__.keys() - {"has_bottleneck"}
+        if unknown:
+            names = ", ".join(BottleneckConfig.__annotations__)
+            raise TypeError(f"unknown option {', '.join(sorted(unknown))}, expected some of {names}")
         config = cls.config_class.from_dict(plain.config.to_dict() | fields)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -357,7 +361,7 @@ class DistilBERTwithBottleNeck(EncoderWithBottleNeck, DistilBertPreTrainedModel)
 
         The keys are fitted on the hidden states of the real tokens of `dataset`, whose labels are not looked at.
         `seed` is for the keys and a linear decoder's weights; `options` are fields of `BottleneckConfig`, such as
-        ``num_codebooks``.
+        ``num_codebooks``; TypeError for any other.
         """
         return self._with_encoder(self, options | {"has_bottleneck": True}, seed)._fit_keys(dataset, seed)
 

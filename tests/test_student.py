@@ -187,6 +187,11 @@ def test_unknown_options_are_refused(plain, small, option):
         DistilBERTwithBottleNeck(DistilBERTwithBottleNeckConfig(**{option: "other"}))
 
 
+def test_a_misspelt_option_is_refused(plain, small):
+    with pytest.raises(TypeError, match="unknown option num_codebook, expected some of pooling"):
+        put_in(plain, small[1], num_codebook=2)
+
+
 # an orthogonal array: of any two of the six options, each of the four pairs stands in two of the eight rows
 OPTIONS = [
     {
