@@ -135,6 +135,8 @@ def plot_bars(
     names, numbers = list(values), np.array(list(values.values()), dtype=float)
     places = np.arange(len(names))[::-1]
     ax.barh(places, numbers, height=0.62, color=[COLORS[0] if n >= 0 else COLORS[1] for n in numbers])
+    largest = np.abs(numbers).max()
+    decimals = 0 if (numbers % 1 == 0).all() else 3 if largest <= 1 else 2 if largest < 10 else 1
     ends = numbers.copy()
     if intervals:
         low, high = np.array([intervals[name] for name in names]).T
@@ -142,7 +144,7 @@ def plot_bars(
         ends = np.maximum(ends, high)
     for place, number, end in zip(places, numbers, ends, strict=True):
         ax.annotate(
-            f"{number:.3g}" if abs(number) >= 1 else f"{number:.3f}",
+            f"{number:.{decimals}f}",
             (max(end, 0), place),
             xytext=(4, 0),
             textcoords="offset points",
