@@ -46,22 +46,23 @@ def lab(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def chromium():
-    with browser.chromium() as found:
-        yield found
+def context():
+    """One for all notebooks, so that JupyterLab's scripts are fetched once."""
+    with browser.chromium() as chromium:
+        context = chromium.new_context(viewport={"width": 1280, "height": 1500})
+        context.set_default_timeout(120_000)
+        yield context
 
 
 @pytest.fixture
-def page(chromium):
-    context = chromium.new_context(viewport={"width": 1280, "height": 1500})
-    context.set_default_timeout(120_000)
+def page(context):
     page = context.new_page()
     page.asked, page.errors = set(), []
     for event in ("request", "websocket"):
         page.on(event, lambda asked: page.asked.add(re.match(r"\w+:(//[^:/]*)?", asked.url)[0]))
     page.on("pageerror", lambda error: page.errors.append(error))
     yield page
-    context.close()
+    page.close()
 
 
 @pytest.mark.parametrize("name", SHOWN)
