@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from shared_stages import finished_stages, shared_recipe, small_minilm, tiny_profile
+from shared_stages import finished_stages, shared_recipe, tiny_profile
 from small_data import easy_rows
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -54,11 +54,6 @@ def write_rows(folder, task, rows, **columns):
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
     return shared_recipe(tmp_path_factory)
-
-
-@pytest.fixture(scope="module")
-def two_layers(tmp_path_factory):
-    return small_minilm(tmp_path_factory.mktemp("checkpoint"), layers=2)
 
 
 @pytest.fixture(scope="module")
@@ -180,8 +175,8 @@ def test_stages_of_another_format_are_trained_anew_and_one_line_says_so(
     ]
 
 
-def test_a_teacher_no_better_than_the_majority_is_refused(two_layers, tmp_path, monkeypatch, capsys):
-    source, profile = write_rows(tmp_path / "glue", "sst2", 40, sentence="a film"), tiny_profile(two_layers)
+def test_a_teacher_no_better_than_the_majority_is_refused(recipe, tmp_path, monkeypatch, capsys):
+    source, profile = write_rows(tmp_path / "glue", "sst2", 40, sentence="a film"), tiny_profile(recipe.checkpoint)
     monkeypatch.setitem(PROFILES, "tiny", profile)
     command = ["distil", "--task", "sst2", "--profile", "tiny", "--source", source, "--runs", tmp_path / "runs"]
     assert main([str(word) for word in command]) == 1
@@ -195,12 +190,12 @@ def test_a_teacher_no_better_than_the_majority_is_refused(two_layers, tmp_path, 
 
 
 @pytest.mark.parametrize("task", ["stsb", "mnli"])
-def test_regression_and_two_validation_splits_run_through(task, two_layers, tmp_path):
+def test_regression_and_two_validation_splits_run_through(task, recipe, tmp_path):
     # three words that tell the three classes: 64 rows teach the teacher enough
     words = {0: "yes", 1: "maybe", 2: "no", -1: "maybe"}
     telling = {"hypothesis": lambda frame: frame["label"].map(words)} if task == "mnli" else {}
     source = write_rows(tmp_path / "glue", task, 64, **telling)
-    profile = tiny_profile(two_layers, teacher_epochs=2)
+    profile = tiny_profile(recipe.checkpoint, teacher_epochs=2)
     scores = Experiment(task, source, profile, runs=tmp_path / "runs").scores("carried-keys")
     assert list(scores) == systems_of("carried-keys")
     expected = {"pearson", "spearman"} if task == "stsb" else {"accuracy", "f1", "mcc"}
@@ -209,7 +204,7 @@ def test_regression_and_two_validation_splits_run_through(task, two_layers, tmp_
     assert all(set(found) == expected for found in scores.values())
 
 
-def test_the_real_profiles_bf16_trains_and_scores_under_autocast(two_layers, tmp_path, monkeypatch):
+def test_the_real_profiles_bf16_trains_and_scores_under_autocast(recipe, tmp_path, monkeypatch):
     assert PROFILES["real"].bf16
     seen, searched = Counter(), Counter()
 
@@ -223,7 +218,7 @@ def test_the_real_profiles_bf16_trains_and_scores_under_autocast(two_layers, tmp
 
     nearest_keys = sys.modules["kvlib.bottleneck"].nearest_keys
     monkeypatch.setattr("kvlib.bottleneck.nearest_keys", search)
-    profile = tiny_profile(two_layers, bf16=True, max_length=16)
+    profile = tiny_profile(recipe.checkpoint, bf16=True, max_length=16)
     experiment = Experiment("sst2", easy_rows(tmp_path / "glue", 64, 16), profile, runs=tmp_path / "runs")
     handle = torch.nn.modules.module.register_module_forward_hook(note)
     try:
@@ -240,8 +235,9 @@ def test_the_real_profiles_bf16_trains_and_scores_under_autocast(two_layers, tmp
     assert score["accuracy"] > 0.8
 
 
-def test_under_bf16_a_stage_that_is_only_scored_is_trained_as_any_other(two_layers, tmp_path):
-    source, profile = easy_rows(tmp_path / "glue", 64, 16), tiny_profile(two_layers, bf16=True, max_length=16)
+def test_under_bf16_a_stage_that_is_only_scored_is_trained_as_any_other(recipe, tmp_path):
+    source = easy_rows(tmp_path / "glue", 64, 16)
+    profile = tiny_profile(recipe.checkpoint, bf16=True, max_length=16)
     experiments = [Experiment("sst2", source, profile, runs=tmp_path / name) for name in ("scored", "trained")]
     experiments[0].score("fine-tuned")
     found, expected = (fingerprint(experiment.model("fine-tuned")) for experiment in experiments)
@@ -392,5 +388,5 @@ def test_the_carried_student_fires_the_teachers_keys_behind_an_aligned_encoder(e
         )
     }
     print(agreement)
-    # 43 % beside 9 % and 26 % (chance is one in 8 keys): half of the smaller difference is asked for
-    assert agreement["aligned"] > max(agreement["distilled"], agreement["new keys"]) + 0.08
+    # 81 % beside 54 % and 12 % (chance is one in 8 keys): half of the smaller difference is asked for
+    assert agreement["aligned"] > max(agreement["distilled"], agreement["new keys"]) + 0.13
