@@ -9,11 +9,13 @@ import sys  # noqa: E402
 import pytest  # noqa: E402
 
 # Two processes take file after file. Chapters that need the same stages would wait for each other if both ran at
-# once, so files that train nothing of theirs stand between them; what is not named comes last.
+# once: 05 needs what 04 trains last, 07 what it trains first. So files that train nothing of theirs stand between
+# them. Then come the longest, the browser when no chapter is trained beside it: it needs the most memory. What is
+# not named comes last.
 ORDER = (
     "02_teacher", "01_data", "00_start_here", "03_bottleneck", "09_capstone", "test_command_line", "04_loss",
-    "test_recipe", "05_training", "test_evidence", "test_continual", "07_carried_keys", "test_browser",
-    "06_evaluation", "08_continual_learning",
+    "test_recipe", "test_evidence", "test_continual", "07_carried_keys", "05_training", "06_evaluation",
+    "08_continual_learning", "test_two_processes", "test_survival", "test_hub", "test_browser", "test_machine",
 )  # fmt: skip
 
 

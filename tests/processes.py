@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import traceback
 
 import pytest
 
@@ -28,3 +29,22 @@ def finish(command, environment=None, **options):
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     return process.returncode, out, err
+
+
+def fork(function, *arguments):
+    """Call a function in a forked process, which need not import everything again; return the process's id."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            function(*arguments)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        os._exit(code)
+    return child
+
+
+def exit_code(child):
+    """Wait for a forked process: its exit code, or minus the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -1,6 +1,7 @@
 """Solved notebooks in a real JupyterLab, the benches by keyboard alone; pictures in data/runs/screenshots.
 
-The notebooks with a bench run whole, of the others only the exercises: strict comparison runs the rest.
+One notebook runs whole and stands for all. Of those with a bench the exercises run, and the cells that the bench
+needs: strict comparison runs the rest.
 """
 
 import re
@@ -9,7 +10,7 @@ import browser
 import nbformat
 import pytest
 from test_exercises import assert_all_pass, read, solved
-from test_notebooks import FOLDER, PAIR, PATHS
+from test_notebooks import FOLDER, PAIR
 
 from kvlib.recipe import runs_folder
 
@@ -20,46 +21,56 @@ if browser.CHROMIUM is None:
 SCREENSHOTS = runs_folder() / "screenshots"
 KEYS, LOSS, SIZES = "03_bottleneck", "04_loss", "05_training"
 EVALUATION, SUPPRESSOR = "06_evaluation", "08_continual_learning"
-WHOLE = {KEYS, LOSS, SIZES, EVALUATION, SUPPRESSOR}
+# of each notebook the cells that show a bench, or all
+SHOWN = {
+    "01_data": [cell.id for cell in read(FOLDER / "01_data.ipynb").cells],
+    KEYS: ["bench-cell", "explorer-cell"],
+    LOSS: ["bench-cell"],
+    SIZES: ["sizes-bench"],
+    EVALUATION: ["token-strip", "error-browser", "explorer-cell"],
+    SUPPRESSOR: ["c08-48"],
+}
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """JupyterLab over copies of the notebooks with all exercises solved, beside the course's data."""
+    """JupyterLab over copies of notebooks with their exercises solved, beside the course's data."""
     folder = tmp_path_factory.mktemp("lab")
     notebooks = folder / "course" / "notebooks"
     notebooks.mkdir(parents=True)
     (folder / "course" / "data").symlink_to(FOLDER.parent / "data")
-    for path in PATHS:
-        nbformat.write(solved(path, whole=path.stem in WHOLE), notebooks / path.name)
+    for name, shown in SHOWN.items():
+        nbformat.write(solved(FOLDER / f"{name}.ipynb", shown), notebooks / f"{name}.ipynb")
     with browser.jupyter_lab(folder / "server", notebooks) as found:
         yield found
 
 
 @pytest.fixture(scope="module")
-def chromium():
-    with browser.chromium() as found:
-        yield found
+def context():
+    """One for all notebooks, so that JupyterLab's scripts are fetched once."""
+    with browser.chromium() as chromium:
+        context = chromium.new_context(viewport={"width": 1280, "height": 1500})
+        context.set_default_timeout(120_000)
+        yield context
 
 
 @pytest.fixture
-def page(chromium):
-    context = chromium.new_context(viewport={"width": 1280, "height": 1500})
-    context.set_default_timeout(120_000)
+def page(context):
     page = context.new_page()
     page.asked, page.errors = set(), []
     for event in ("request", "websocket"):
         page.on(event, lambda asked: page.asked.add(re.match(r"\w+:(//[^:/]*)?", asked.url)[0]))
     page.on("pageerror", lambda error: page.errors.append(error))
     yield page
-    context.close()
+    page.close()
 
 
-@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-def test_run_all_in_jupyterlab(lab, page, path):
+@pytest.mark.parametrize("name", SHOWN)
+def test_run_all_in_jupyterlab(lab, page, name):
+    path = FOLDER / f"{name}.ipynb"
     browser.open_notebook(page, lab, path.name)
     browser.run_all(page)
-    cells = [cell for cell in solved(path, whole=path.stem in WHOLE).cells if cell.cell_type == "code"]
+    cells = [cell for cell in solved(path, SHOWN[name]).cells if cell.cell_type == "code"]
     found = browser.outputs(page)
     assert len(found) == len(cells)
     assert_all_pass([outputs for cell, outputs in zip(cells, found, strict=True) if cell.id.endswith("-check")])
@@ -67,26 +78,25 @@ def test_run_all_in_jupyterlab(lab, page, path):
     for output in found:
         assert output["output_type"] != "error", output
         assert output.get("name") != "stderr", output
-    if path.stem in WHOLE:
-        stored = [output for cell in read(path).cells for output in cell.get("outputs", [])]
-        plots = count_plots(found)
-        assert plots == count_plots(stored) >= 2
-        # and not only in the notebook: drawn on the page
-        page.wait_for_function(f"() => {browser.DRAWN_PLOTS} === {plots}")
-    browser.screenshots(page, SCREENSHOTS, path.stem)
-    if path.stem == KEYS:
-        move_keys_by_keyboard(page, path.stem)
-        read_keys_by_keyboard(page, path.stem)
-    if path.stem == SIZES:
-        choose_a_size_by_keyboard(page, path.stem)
-    if path.stem == EVALUATION:
-        explore_by_keyboard(page, path.stem)
-        strip_by_keyboard(page, path.stem)
-        browse_by_keyboard(page, path.stem)  # it opens another row in the explorer
-    if path.stem == SUPPRESSOR:
-        suppress_by_keyboard(page, path.stem)
-    if path.stem == LOSS:
-        move_loss_by_keyboard(page, path.stem)
+    stored = {cell.source: cell.outputs for cell in read(path).cells if cell.cell_type == "code"}
+    plots = count_plots(found)
+    assert plots == count_plots(output for cell in cells for output in stored.get(cell.source, []))
+    # and not only in the notebook: drawn on the page
+    page.wait_for_function(f"() => {browser.DRAWN_PLOTS} === {plots}")
+    browser.screenshots(page, SCREENSHOTS, name)
+    if name == KEYS:
+        move_keys_by_keyboard(page, name)
+        read_keys_by_keyboard(page, name)
+    if name == SIZES:
+        choose_a_size_by_keyboard(page, name)
+    if name == EVALUATION:
+        explore_by_keyboard(page, name)
+        strip_by_keyboard(page, name)
+        browse_by_keyboard(page, name)  # it opens another row in the explorer
+    if name == SUPPRESSOR:
+        suppress_by_keyboard(page, name)
+    if name == LOSS:
+        move_loss_by_keyboard(page, name)
     assert page.errors == []
     assert page.asked <= {"http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:"}, page.asked
     browser.shut_down(page)

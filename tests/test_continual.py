@@ -15,6 +15,7 @@ from kvlib.__main__ import main
 from kvlib.continual.grid import continual_table
 from kvlib.continual.in_turn import distil_in_turn
 from kvlib.continual.learners import (
+    LEARNING_RATES,
     ClassMeans,
     GradientLearner,
     RandomRidge,
@@ -175,7 +176,7 @@ def test_the_toy_separates_the_learners():
     final = {}
     for name in ("nearest class mean", "linear probe", "bottleneck, keys of other data"):
         make, chooser = found[name]
-        rate = choose_learning_rate(make, setting.stream) if chooser else 0.0
+        rate = choose_learning_rate(make, setting.stream, LEARNING_RATES[::3]) if chooser else 0.0
         final[name] = run_stream(make(rate), setting.stream)[0][-1].mean()
     assert final["linear probe"] < 0.3 < 0.9 < final["bottleneck, keys of other data"]
     assert final["nearest class mean"] == 1.0
@@ -248,7 +249,7 @@ def test_a_student_distilled_in_turn_keeps_the_values_of_earlier_tasks(tmp_path_
 def test_the_command_goes_on_where_it_was_stopped(tmp_path, capsys, monkeypatch):
     # in hindsight, two other rates will do, and fewer epochs
     monkeypatch.setattr("kvlib.continual.streams.LEARNING_RATES", (1e-3, 1.0))
-    monkeypatch.setitem(EPOCHS, "toy", 10)
+    monkeypatch.setitem(EPOCHS, "toy", 2)
     output = tmp_path / "continual.json"
     command = ["continual", "--output", str(output), "--streams", "toy", "--seeds", "0"]
     assert main(command) == 0

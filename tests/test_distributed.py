@@ -2,11 +2,13 @@
 
 import os
 import socket
+import sys
 
 import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+from accelerate import PartialState
 
 from kvlib import CustomDataset, DiscreteKeyValueBottleneck, DistilBERTwithBottleNeck, load_glue, load_tokenizer
 from kvlib.bottleneck import draw_positions
@@ -42,6 +44,7 @@ def fitted(folder):
 
 def worker(rank, port, folder):
     torch.set_num_threads(1)
+    PartialState._reset_state()  # forked, it would be the one process of the tests
     # what a launcher sets
     launched = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in launched.items()}
@@ -65,7 +68,9 @@ def found(pretrained, tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(worker, (port, folder), nprocs=2)
+    # forked where that is safe: they need not import everything again
+    start_method = "fork" if sys.platform == "linux" else "spawn"
+    mp.start_processes(worker, (port, folder), nprocs=2, start_method=start_method)
     two = [torch.load(folder / f"process {rank}", weights_only=True) for rank in range(2)]
     states = torch.cat(list(student.hidden_states(rows(), batch_size=1)))
     return states, fitted(folder), *two

@@ -1,74 +1,18 @@
 import json
-import sys
+import os
+import signal
 from dataclasses import asdict
-from pathlib import Path
 
 import pandas as pd
 import pytest
-from processes import finish, linux_only
+from processes import exit_code, fork, linux_only
 from shared_stages import shared_recipe
 
+import kvlib.recipe.evidence
 from kvlib import PROFILES, load_glue
 from kvlib.recipe import SYSTEMS, needed_stages, systems_of
 from kvlib.recipe.command_line import main
-from kvlib.recipe.evidence import evidence_table, kept_share, read_evidence
-
-PROCESSES = """
-import os, signal, sys
-from pathlib import Path
-
-import kvlib.recipe.evidence as evidence
-from shared_stages import SharedRecipe
-
-shared, source, folder = map(Path, sys.argv[1:])
-recipe = SharedRecipe(shared)
-
-
-def start(what, *arguments):
-    child = os.fork()
-    if not child:
-        code = 1
-        try:
-            what(*arguments)
-            code = 0
-        finally:
-            os._exit(code)
-    return child
-
-
-def wait_for(child):
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def be_killed():
-    # while the sixth record is written, the lock of the file in its hands; before the first come the settings
-    contents = []
-
-    def write_half(path, content):
-        contents.append(content)
-        if len(contents) == 7:
-            path.with_name(path.name + ".temporary").write_text("{")
-            os.kill(os.getpid(), signal.SIGKILL)
-        write_json(path, content)
-
-    write_json, evidence.write_json = evidence.write_json, write_half
-    evidence.gather_evidence(
-        folder / "killed.json", ["sst2"], ("all",), (0,), recipe.source, recipe.profile, runs=recipe.runs
-    )
-
-
-def share(task):
-    # records that take no time to make: what is left is the file that the two share
-    evidence.run_once = lambda experiment, system: {
-        "task": experiment.task.name, "system": system, "seed": experiment.seed, "process": os.getpid()
-    }
-    evidence.gather_evidence(folder / "shared.json", [task], ("all",), range(5), source)
-
-
-assert wait_for(start(be_killed)) == -signal.SIGKILL
-children = [start(share, task) for task in ("sst2", "cola")]
-assert [wait_for(child) for child in children] == [0, 0]
-"""
+from kvlib.recipe.evidence import evidence_table, gather_evidence, kept_share, read_evidence
 
 
 @pytest.fixture(scope="module")
@@ -97,17 +41,40 @@ def records(output):
     return json.loads(output.read_text())["runs"]
 
 
+def be_killed(recipe, output):
+    """Gather evidence, and be killed while the sixth record is written, the lock of the file in one's hands."""
+    contents = []
+
+    def write_half(path, content):
+        contents.append(content)
+        if len(contents) == 7:  # before the first record come the settings
+            path.with_name(path.name + ".temporary").write_text("{")
+            os.kill(os.getpid(), signal.SIGKILL)
+        write_json(path, content)
+
+    write_json, kvlib.recipe.evidence.write_json = kvlib.recipe.evidence.write_json, write_half
+    gather_evidence(output, ["sst2"], ("all",), (0,), recipe.source, recipe.profile, runs=recipe.runs)
+
+
+def share(task, source, output):
+    """Gather records that take no time to make: what is left is the file that two processes share."""
+    kvlib.recipe.evidence.run_once = lambda experiment, system: {
+        "task": experiment.task.name, "system": system, "seed": experiment.seed, "process": os.getpid()
+    }  # fmt: skip
+    gather_evidence(output, [task], ("all",), range(5), source)
+
+
 @pytest.fixture(scope="module")
 def left(recipe, tmp_path_factory):
-    """What a killed grid and two that share a file leave: one process starts them, for its imports take long."""
+    """What a killed grid and two that share a file leave, each in a process of its own."""
     folder = tmp_path_factory.mktemp("evidence")
     for task in ("sst2", "cola"):
         (folder / "glue" / task).mkdir(parents=True)
         for name, split in load_glue(task).items():
             split.select(range(20)).to_csv(folder / "glue" / task / f"{name}.csv")
-    tests = {"PYTHONPATH": str(Path(__file__).parent)}
-    code, _, errors = finish([sys.executable, "-c", PROCESSES, recipe.folder, folder / "glue", folder], tests)
-    assert code == 0, errors
+    assert exit_code(fork(be_killed, recipe, folder / "killed.json")) == -signal.SIGKILL
+    children = [fork(share, task, folder / "glue", folder / "shared.json") for task in ("sst2", "cola")]
+    assert [exit_code(child) for child in children] == [0, 0]
     return folder
 
 

@@ -8,7 +8,7 @@ import importlib
 import io
 import itertools
 import re
-import subprocess
+import symtable
 import sys
 import time
 from pathlib import Path
@@ -19,6 +19,7 @@ import pytest
 import torch
 import wrong_answers
 from nbclient import NotebookClient
+from processes import exit_code, fork, linux_only
 
 from workbook import check, progress
 from workbook.checks import EXERCISES
@@ -122,11 +123,13 @@ def test_stub_is_not_attempted(exercise_id, capsys):
 
 
 @pytest.mark.parametrize("exercise_id", IDS)
+@pytest.mark.filterwarnings("error")  # in a notebook a warning would be printed
 def test_solution_in_the_notebook_passes_alone(exercise_id, capsys):
     solution = function_of(exercise_id, solution_of(exercise_id))
     passed = check(exercise_id, solution)
-    said = capsys.readouterr().out
+    said, errors = capsys.readouterr()
     assert passed, said
+    assert errors == ""
     assert said == f"Exercise {exercise_id}: passes all {len(EXERCISES[exercise_id].probes)} checks\n"
 
 
@@ -219,18 +222,12 @@ def test_unknown_exercise_is_named(capsys):
     assert "there is no exercise '4.99': choose one of" in capsys.readouterr().out
 
 
+@linux_only
 def test_progress_is_remembered_by_another_process(capsys):
-    assert check("4.1", function_of("4.1", solution_of("4.1")))
+    assert exit_code(fork(check, "4.1", function_of("4.1", solution_of("4.1")))) == 0
     capsys.readouterr()
     progress()
     here = capsys.readouterr().out
-    other = subprocess.run(
-        [sys.executable, "-c", "from workbook import progress; progress()"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert other.stdout == here
     chapter = [exercise_id for exercise_id in IDS if exercise_id.startswith("4.")]
     assert f"chapter 04: 1 of {len(chapter)} done, to do: {', '.join(chapter[1:])}\n" in here
     assert here.splitlines()[-1].split(":")[1].strip() == f"1 of {len(IDS)}"
@@ -267,22 +264,61 @@ def test_no_answer_shadows_a_name_that_the_chapter_uses():
                         assert not re.search(rf"\b{name}\b", chapter), (path.stem, name)
 
 
-def solved(path, whole=False):
-    """Copy a notebook without outputs, every stub replaced by its solution.
+def names_of(statement):
+    """Return the names that a top-level statement binds, and those of the cell that it reads."""
+    tables = [symtable.symtable(ast.unparse(statement), "cell", "exec")]
+    for table in tables:
+        tables += table.get_children()
+    top = tables[0].get_symbols()
+    inner = [symbol for table in tables[1:] for symbol in table.get_symbols() if symbol.is_global()]
+    bound = {symbol.get_name() for symbol in top if symbol.is_assigned() or symbol.is_imported()}
+    read = {symbol.get_name() for symbol in [*top, *inner] if symbol.is_referenced()}
+    # what a loop reads of its own variables it has bound before
+    return bound, read - bound if isinstance(statement, (ast.For, ast.With)) else read
 
-    Only header, set-up cell and exercises, unless it is to be `whole`: strict comparison runs the rest.
+
+def needed_sources(cells, shown):
+    """Return the sources of the code cells `shown` by id, and of the cells that bind last what these read.
+
+    Where that is an import, the imports of its cell are enough.
+    """
+    found, missing = {}, set()
+    for cell in reversed([cell for cell in cells if cell.cell_type == "code"]):
+        imports, imported, bound, read = [], set(), set(), set()
+        for statement in ast.parse(cell.source).body:
+            binds, reads = names_of(statement)
+            read |= reads - bound
+            bound |= binds
+            if isinstance(statement, (ast.Import, ast.ImportFrom)):
+                imports.append(ast.unparse(statement))
+                imported |= binds
+        if cell.id in shown or missing & bound - imported:
+            found[cell.id] = cell.source
+            missing = missing - bound | read
+        elif missing & imported:
+            found[cell.id] = "\n".join(imports)
+            missing -= imported
+    return found
+
+
+def solved(path, shown=()):
+    """Copy header, set-up cell and exercises of a notebook without outputs, every stub replaced by its solution.
+
+    And the cells of the ids `shown`, with what they need: strict comparison runs the rest.
     """
     notebook = copy.deepcopy(read(path))
-    if not whole:
-        header = notebook.cells[0]
-        notebook.cells = [
-            cell for cell in notebook.cells if cell is header or is_set_up(cell) or cell.id.startswith("exercise-")
-        ]
+    needed = needed_sources(notebook.cells, shown)
+    kept = {notebook.cells[0].id, *needed, *shown}
+    notebook.cells = [
+        cell for cell in notebook.cells if cell.id in kept or is_set_up(cell) or cell.id.startswith("exercise-")
+    ]
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
         if cell.id.endswith("-stub"):
             cell.source = solution_of(exercise_of(cell))
+        elif not is_set_up(cell):
+            cell.source = needed.get(cell.id, cell.source)
     return notebook
 
 
@@ -294,7 +330,7 @@ def assert_all_pass(checks):
         assert "passes all" in said, said
 
 
-@pytest.mark.skipif(browser.AVAILABLE, reason="test_browser.py runs the solved copies, in a real browser")
+@pytest.mark.skipif(browser.AVAILABLE, reason="test_browser.py runs solved copies in a real browser")
 @pytest.mark.parametrize("path", NOTEBOOKS.values(), ids=lambda path: path.stem)
 def test_solved_copy_runs_to_the_end(path):
     notebook = solved(path)

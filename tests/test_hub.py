@@ -1,6 +1,7 @@
 """The base profile, its models and its data, through the real client libraries against a hub of our own."""
 
 import json
+import os
 import shutil
 import sys
 from urllib.error import HTTPError
@@ -26,6 +27,7 @@ import json, sys, time
 from dataclasses import replace
 from pathlib import Path
 from safetensors.torch import save_file
+import shared_stages  # few resamples
 from kvlib import PROFILES, BERTbase, DistilBERTwithBottleNeck, get_profile, load_glue, load_tokenizer
 from kvlib.pretrained import resolve_checkpoint
 from kvlib.recipe.command_line import main
@@ -81,6 +83,7 @@ for arguments in (["--source", "hub"], ["--source", "mini"]):
 def load_all(folder, script, endpoint, home):
     """Run a script in a process of its own: the clients read their settings when they are imported."""
     settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "KVLIB_PROFILE": "base"}
+    settings["PYTHONPATH"] = os.pathsep.join(sys.path)
     code, out, errors = finish([sys.executable, "-c", script, folder], settings)
     assert code == 0, errors
     return json.loads((folder / "found.json").read_text()), out, errors

@@ -7,9 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from processes import finish
 from safetensors.torch import load_file, save_file
-from shared_stages import finished_stages, shared_recipe, small_minilm, tiny_profile
+from shared_stages import finished_stages, shared_recipe, tiny_profile
 from small_data import easy_rows
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -58,11 +57,6 @@ def recipe(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def two_layers(tmp_path_factory):
-    return small_minilm(tmp_path_factory.mktemp("checkpoint"), layers=2)
-
-
-@pytest.fixture(scope="module")
 def everything(recipe, tmp_path_factory):
     """All systems: the folder that they were written to, and what `distil` returned."""
     output = tmp_path_factory.mktemp("everything")
@@ -78,7 +72,7 @@ def from_shell(recipe, tmp_path_factory):
 
 def test_shell_prints_the_table_and_writes_metrics(from_shell, recipe):
     output, (code, printed, errors) = from_shell
-    assert code == 0, errors
+    assert (code, errors) == (0, "")
     assert all((name in printed) == (system in DEFAULT) for system, name in SYSTEMS.items())
     metrics = json.loads((output / "metrics.json").read_text())
     assert (metrics["task"], metrics["profile"], metrics["seed"]) == ("sst2", "tiny", 0)
@@ -133,9 +127,7 @@ def no_training(monkeypatch):
     monkeypatch.setattr("kvlib.recipe.experiment.fine_tune", refuse)
 
 
-def test_a_stage_made_from_something_else_ends_a_real_process_with_one_line_and_code_1(
-    recipe, no_training, tmp_path
-):
+def test_a_stage_made_from_something_else_ends_with_one_line_and_code_1(recipe, no_training, tmp_path, capsys):
     command = ["distil", "--task", "sst2", "--source", recipe.source, "--runs", tmp_path]
     with pytest.raises(TrainedError) as begun:
         main([str(word) for word in command])
@@ -143,8 +135,9 @@ def test_a_stage_made_from_something_else_ends_a_real_process_with_one_line_and_
     folder = begun.value.args[0].parent.with_suffix("")
     folder.mkdir()
     (folder / "record.json").write_text('{"made_from": {}}')
-    code, printed, errors = finish([sys.executable, "-m", "kvlib", *command])
-    assert code == 1
+    capsys.readouterr()
+    assert main([str(word) for word in command]) == 1
+    printed, errors = capsys.readouterr()
     assert printed.startswith("sst2: single texts, 2 classes")
     assert errors.splitlines() == [
         f"kvlib: {folder} is damaged (its record does not match its name): delete it and start the same "
@@ -182,8 +175,8 @@ def test_stages_of_another_format_are_trained_anew_and_one_line_says_so(
     ]
 
 
-def test_a_teacher_no_better_than_the_majority_is_refused(two_layers, tmp_path, monkeypatch, capsys):
-    source, profile = write_rows(tmp_path / "glue", "sst2", 40, sentence="a film"), tiny_profile(two_layers)
+def test_a_teacher_no_better_than_the_majority_is_refused(recipe, tmp_path, monkeypatch, capsys):
+    source, profile = write_rows(tmp_path / "glue", "sst2", 40, sentence="a film"), tiny_profile(recipe.checkpoint)
     monkeypatch.setitem(PROFILES, "tiny", profile)
     command = ["distil", "--task", "sst2", "--profile", "tiny", "--source", source, "--runs", tmp_path / "runs"]
     assert main([str(word) for word in command]) == 1
@@ -197,12 +190,12 @@ def test_a_teacher_no_better_than_the_majority_is_refused(two_layers, tmp_path, 
 
 
 @pytest.mark.parametrize("task", ["stsb", "mnli"])
-def test_regression_and_two_validation_splits_run_through(task, two_layers, tmp_path):
+def test_regression_and_two_validation_splits_run_through(task, recipe, tmp_path):
     # three words that tell the three classes: 64 rows teach the teacher enough
     words = {0: "yes", 1: "maybe", 2: "no", -1: "maybe"}
     telling = {"hypothesis": lambda frame: frame["label"].map(words)} if task == "mnli" else {}
     source = write_rows(tmp_path / "glue", task, 64, **telling)
-    profile = tiny_profile(two_layers, teacher_epochs=2)
+    profile = tiny_profile(recipe.checkpoint, teacher_epochs=2)
     scores = Experiment(task, source, profile, runs=tmp_path / "runs").scores("carried-keys")
     assert list(scores) == systems_of("carried-keys")
     expected = {"pearson", "spearman"} if task == "stsb" else {"accuracy", "f1", "mcc"}
@@ -211,7 +204,7 @@ def test_regression_and_two_validation_splits_run_through(task, two_layers, tmp_
     assert all(set(found) == expected for found in scores.values())
 
 
-def test_the_real_profiles_bf16_trains_and_scores_under_autocast(two_layers, tmp_path, monkeypatch):
+def test_the_real_profiles_bf16_trains_and_scores_under_autocast(recipe, tmp_path, monkeypatch):
     assert PROFILES["real"].bf16
     seen, searched = Counter(), Counter()
 
@@ -225,7 +218,7 @@ def test_the_real_profiles_bf16_trains_and_scores_under_autocast(two_layers, tmp
 
     nearest_keys = sys.modules["kvlib.bottleneck"].nearest_keys
     monkeypatch.setattr("kvlib.bottleneck.nearest_keys", search)
-    profile = tiny_profile(two_layers, bf16=True, max_length=16)
+    profile = tiny_profile(recipe.checkpoint, bf16=True, max_length=16)
     experiment = Experiment("sst2", easy_rows(tmp_path / "glue", 64, 16), profile, runs=tmp_path / "runs")
     handle = torch.nn.modules.module.register_module_forward_hook(note)
     try:
@@ -242,8 +235,9 @@ def test_the_real_profiles_bf16_trains_and_scores_under_autocast(two_layers, tmp
     assert score["accuracy"] > 0.8
 
 
-def test_under_bf16_a_stage_that_is_only_scored_is_trained_as_any_other(two_layers, tmp_path):
-    source, profile = easy_rows(tmp_path / "glue", 64, 16), tiny_profile(two_layers, bf16=True, max_length=16)
+def test_under_bf16_a_stage_that_is_only_scored_is_trained_as_any_other(recipe, tmp_path):
+    source = easy_rows(tmp_path / "glue", 64, 16)
+    profile = tiny_profile(recipe.checkpoint, bf16=True, max_length=16)
     experiments = [Experiment("sst2", source, profile, runs=tmp_path / name) for name in ("scored", "trained")]
     experiments[0].score("fine-tuned")
     found, expected = (fingerprint(experiment.model("fine-tuned")) for experiment in experiments)
@@ -394,5 +388,5 @@ def test_the_carried_student_fires_the_teachers_keys_behind_an_aligned_encoder(e
         )
     }
     print(agreement)
-    # 43 % beside 9 % and 26 % (chance is one in 8 keys): half of the smaller difference is asked for
-    assert agreement["aligned"] > max(agreement["distilled"], agreement["new keys"]) + 0.08
+    # 81 % beside 54 % and 12 % (chance is one in 8 keys): half of the smaller difference is asked for
+    assert agreement["aligned"] > max(agreement["distilled"], agreement["new keys"]) + 0.13
