@@ -23,7 +23,8 @@ def refresh(path: Path) -> float:
             cell.outputs, cell.execution_count = [], None
     start = time.perf_counter()
     # no widget states: they have random names, and nobody can move a slider of a stored notebook
-    options = {"record_timing": False, "store_widget_state": False}
+    # and what a cell prints in one piece: where the pieces end is chance
+    options = {"record_timing": False, "store_widget_state": False, "coalesce_streams": True}
     client = NotebookClient(notebook, timeout=600, kernel_name="python3", **options)
     client.execute(cwd=str(path.parent))
     seconds = time.perf_counter() - start
