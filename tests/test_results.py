@@ -12,11 +12,13 @@ from kvlib import TASKS
 from kvlib.continual.grid import continual_summary, read_continual, suppression_summary
 from kvlib.recipe import BASELINES, COMPARED, SYSTEMS
 from kvlib.recipe.evidence import evidence_table, kept_above, kept_share, read_evidence
+from kvlib.recipe.stages import systems_of
 from workbook.size_bench import read_sizes
 
 ROOT = Path(__file__).resolve().parents[1]
+# today's recipe, and the one before it, which learnt logits alone
 GLUE = ROOT / "data" / "results" / "glue.json"
-LAYERS = ROOT / "data" / "results" / "glue_layers.json"
+LOGITS = ROOT / "data" / "results" / "glue_logits.json"
 STAGES_OF_DISTIL = ("teacher", "fine-tuned", "distilbert", "bottleneck")
 CONTINUAL = ROOT / "data" / "results" / "continual.json"
 # those of the three stages
@@ -69,6 +71,10 @@ def glue_table():
     return markdown(evidence_table(read_evidence(GLUE)))
 
 
+def logits_table():
+    return markdown(evidence_table(read_evidence(LOGITS)))
+
+
 def main_table():
     """The main systems of `glue_table`, with how much of the teacher each keeps."""
     runs = read_evidence(GLUE)
@@ -80,19 +86,19 @@ def main_table():
     return markdown(table.dropna())
 
 
-def layers_table():
-    """The finished seed of the grid with today's stage 2, in the columns of `main_table`."""
-    runs = read_evidence(LAYERS)
-    runs = runs[(runs["seed"] == 0) & runs["system"].isin(MAIN_SYSTEMS)]
-    table = evidence_table(runs)
-    for column, kept in (
-        ("% of the teacher's score", kept_share),
-        ("% of its distance above the majority class", kept_above),
-    ):
-        table[column] = pd.Series(
-            {SYSTEMS[system]: f"{100 * kept(runs, system).mean():.1f}" for system in MAIN_SYSTEMS}
+def agreement_table():
+    """How often a student answers as its teacher does, and how far its probabilities are from the teacher's."""
+    runs = [run for run in json.loads(GLUE.read_text())["runs"] if run.get("agreement")]
+    frame = pd.DataFrame([{"task": run["task"], "system": run["system"], **run["agreement"]} for run in runs])
+    means = frame.groupby(["system", "task"])[["same_answer", "kl"]].mean()
+    tasks = [task for task in TASKS if task in set(frame["task"])]
+    rows = [f"| system | {' | '.join(tasks)} |", "|---|" + "---|" * len(tasks)]
+    for system in ("fine-tuned", "distilbert", "bottleneck"):
+        cells = [means.loc[system, task] for task in tasks]
+        rows.append(
+            f"| {SYSTEMS[system]} | {' | '.join(f'{100 * c.same_answer:.1f}, {c.kl:.3f}' for c in cells)} |"
         )
-    return markdown(table)
+    return "\n".join(rows)
 
 
 def mean_and_spread(shares):
@@ -112,12 +118,12 @@ def rows_table():
     return "\n".join(rows)
 
 
-def kept_table():
-    runs = read_evidence(GLUE)
-    above = "of its distance above the majority class"
+def kept_of_both(path):
+    """What each student keeps of the teacher's and of the distilled student's score."""
+    runs, above = read_evidence(path), "of its distance above the majority class"
     rows = [f"| system | of the teacher's score | {above} | of the distilled student's score | {above} |"]
     rows += ["|---|---|---|---|---|"]
-    for system in COMPARED:
+    for system in (name for name in COMPARED if name in set(runs["system"])):
         shares = [
             kept(runs, system, of=of) for of in ("teacher", "distilbert") for kept in (kept_share, kept_above)
         ]
@@ -125,8 +131,16 @@ def kept_table():
     return "\n".join(rows)
 
 
+def kept_table():
+    return kept_of_both(GLUE)
+
+
+def logits_kept_table():
+    return kept_of_both(LOGITS)
+
+
 def keys_table():
-    runs = [run for run in json.loads(GLUE.read_text())["runs"] if run.get("keys")]
+    runs = [run for run in json.loads(LOGITS.read_text())["runs"] if run.get("keys")]
     frame = pd.DataFrame([{"task": run["task"], "system": run["system"], **run["keys"]} for run in runs])
     means = 100 * frame.groupby(["system", "task"])[["agreement", "quantization_error"]].mean()
     rows = ["| keys | task | index agreement, % | quantisation error, % of the variance |", "|---|---|---|---|"]
@@ -154,7 +168,7 @@ def choices_table():
 
 
 def minutes_table():
-    runs = json.loads(GLUE.read_text())["runs"]
+    runs = json.loads(LOGITS.read_text())["runs"]
     columns = ["task", "training rows", "teacher, s", "student without teacher, s", "distilled student, s"]
     columns += ["bottleneck, s", "all, minutes", "peak MB, at most"]
     rows = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
@@ -236,7 +250,9 @@ def sizes_table():
         ("data/results/README.md", glue_table),
         ("data/results/README.md", rows_table),
         ("data/results/README.md", kept_table),
-        ("data/results/README.md", layers_table),
+        ("data/results/README.md", agreement_table),
+        ("data/results/README.md", logits_table),
+        ("data/results/README.md", logits_kept_table),
         ("data/results/README.md", keys_table),
         ("data/results/README.md", choices_table),
         ("data/results/README.md", sizes_table),
@@ -255,13 +271,15 @@ def test_tables_are_those_of_the_results(page, table):
     assert table() in (ROOT / page).read_text(encoding="utf-8")
 
 
-def test_the_grid_is_whole():
-    found = {(run["task"], run["system"], run["seed"]) for run in json.loads(GLUE.read_text())["runs"]}
-    tasks, seeds = {task for task, _, _ in found}, {seed for _, _, seed in found}
-    assert tasks == {"cola", "rte", "qnli", "mnli", "sst2"}
+@pytest.mark.parametrize(
+    ("path", "systems"),
+    [(GLUE, {*systems_of("bottleneck")}), (LOGITS, {*BASELINES, "teacher", "teacher-bottleneck", *COMPARED})],
+    ids=["today's recipe", "logits alone"],
+)
+def test_a_grid_is_whole(path, systems):
+    found = {(run["task"], run["system"], run["seed"]) for run in json.loads(path.read_text())["runs"]}
+    tasks, seeds = {"cola", "rte", "qnli", "mnli", "sst2"}, {seed for _, _, seed in found}
     assert len(seeds) >= 3
-    systems = {system for _, system, _ in found}
-    assert systems >= {*BASELINES, "teacher", *COMPARED}
     assert found == {(task, system, seed) for task in tasks for system in systems for seed in seeds}
 
 
