@@ -27,8 +27,8 @@ SHOWN = {
     KEYS: ["bench-cell", "explorer-cell"],
     LOSS: ["bench-cell"],
     SIZES: ["sizes-bench"],
-    EVALUATION: ["token-strip", "error-browser", "explorer-cell"],
-    SUPPRESSOR: ["c08-48"],
+    EVALUATION: ["token-strip", "error-browser"],
+    SUPPRESSOR: ["c08-46"],
 }
 
 

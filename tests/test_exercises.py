@@ -282,6 +282,7 @@ def needed_sources(cells, shown):
 
     Where that is an import, the imports of its cell are enough.
     """
+    assert set(shown) <= {cell.id for cell in cells}
     found, missing = {}, set()
     for cell in reversed([cell for cell in cells if cell.cell_type == "code"]):
         imports, imported, bound, read = [], set(), set(), set()
