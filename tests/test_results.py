@@ -273,7 +273,10 @@ def test_tables_are_those_of_the_results(page, table):
 
 @pytest.mark.parametrize(
     ("path", "systems"),
-    [(GLUE, {*systems_of("bottleneck")}), (LOGITS, {*BASELINES, "teacher", "teacher-bottleneck", *COMPARED})],
+    [
+        (GLUE, {*systems_of("bottleneck"), "labels-only"}),
+        (LOGITS, {*BASELINES, "teacher", "teacher-bottleneck", *COMPARED}),
+    ],
     ids=["today's recipe", "logits alone"],
 )
 def test_a_grid_is_whole(path, systems):
