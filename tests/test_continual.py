@@ -1,5 +1,6 @@
 """Learning one task after another: learners, measures, streams, suppression and the command."""
 
+import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +41,8 @@ def digit_stream():
     return digits(0)
 
 
-CAPSTONE = str(Path(__file__).resolve().parents[1] / "data" / "capstone" / "messages.tsv")
+DATA = Path(__file__).resolve().parents[1] / "data"
+CAPSTONE = str(DATA / "capstone" / "messages.tsv")
 
 
 def probe(stream, rate=0.01, **options):
@@ -244,6 +246,28 @@ def test_a_student_distilled_in_turn_keeps_the_values_of_earlier_tasks(tmp_path_
     assert in_turn[1, 1] > 0.6
     assert (at_once[0] == at_once[1]).all()
     assert found["encoder, task after task"]["teachers"]["sst2"] > 0.6
+
+
+def test_a_student_kept_as_integers_is_repaired_as_itself(tmp_path_factory, monkeypatch):
+    spec = importlib.util.spec_from_file_location("make_repair", DATA / "make_repair.py")
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    experiment = shared_recipe(tmp_path_factory).experiment()
+    student, stored = experiment.model("bottleneck"), program.as_integers(experiment)
+    near_miss = dict(experiment.tokenizer(program.FIRST, program.NEAR_MISS, return_tensors="pt"))
+    with torch.no_grad():
+        logits = student(**near_miss).logits
+    values, keys = Values(student.bottleneck), stored["near miss: keys"].long().unsqueeze(0)
+    torch.testing.assert_close(values(keys), logits)
+    assert stored["train: keys"].shape == (stored["train: tokens"].sum(), 16)
+    # whatever this student answers, it shall say the other
+    monkeypatch.setattr(program, "NO_PARAPHRASE", 1 - int(logits.argmax()))
+    found = {way: program.repair(experiment, way) for way in program.WAYS}
+    assert all(counts["steps"] > 0 for counts in found.values())
+    selected = int((selected_pairs(keys, 8) > 0).sum())
+    for way in ("values, SGD", "values, LazyAdam"):
+        assert found[way]["numbers moved"] == 2 * selected, way
+    assert found["values, AdamW"]["numbers moved"] > 2 * selected
 
 
 def test_the_command_goes_on_where_it_was_stopped(tmp_path, capsys, monkeypatch):

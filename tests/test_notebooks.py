@@ -77,9 +77,6 @@ ALLOWED = {
     '07_carried_keys: models = {"without alignment": unaligned} | models | {"teacher": keyed}',
     "07_carried_keys: def lead(found):  # (N, C) key indices to what the teacher's values say: equivalent minus "
     "not_equivalent",
-    "08_continual_learning: for name, output in outputs.items():",
-    '08_continual_learning: report = pd.DataFrame(table, columns=["way", "steps", "numbers moved", "of", '
-    '"answers flipped"]).set_index("way")',
     "08_continual_learning: from kvlib.continual.learners import bottleneck_learner, fitted_bottleneck",
     "09_capstone: from kvlib.evaluation import model_size",
     "09_capstone: from scipy.stats import binomtest",
@@ -232,7 +229,7 @@ DERIVED = {
     },
     "07_carried_keys": {"70": "a guess to choose from", "14": "the picture"},
     "08_continual_learning": {
-        "550": "a round number for 555", "384": "MiniLM's dimensions", "240": "rows of two topics",
+        "550": "a round number for 555", "240": "rows of two topics",
     },
     "09_capstone": {
         "24": "patterns a class; and steps, three epochs of 8", "16": "the profile's batch size",

@@ -1,6 +1,7 @@
 """The tables of results in the project's pages are those of the committed files."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -227,6 +228,12 @@ def suppression_table():
     return markdown_of(suppression_summary(CONTINUAL), "way")
 
 
+def repair_table():
+    found = pd.read_json(ROOT / "data" / "results" / "repair.json").set_index("way")
+    numbers = found[["steps", "numbers moved", "of", "answers flipped"]]
+    return markdown_of(numbers.map(lambda number: f"{number:,}"), "what is trained")
+
+
 def sizes_table():
     sizes, _, _ = read_sizes(ROOT / "data" / "results" / "sizes.json")
     columns = ["C", "K", "MB", "bits a token", "perplexity", "dead keys", "quantisation error", "accuracy"]
@@ -263,6 +270,7 @@ def sizes_table():
         ("data/results/README.md", continual_whole_topics),
         ("data/results/README.md", continual_glue),
         ("data/results/README.md", suppression_table),
+        ("data/results/README.md", repair_table),
         ("data/README.md", difficulty_table),
         ("tests/benchmarks/README.md", minutes_table),
     ],
@@ -293,6 +301,15 @@ def test_the_streams_are_whole():
         assert len(set(found)) == len(found), stream
         for learner, count in Counter(learner for learner, _ in found).items():
             assert count == seeds, learner
+
+
+def test_notebook_08_repairs_by_values_as_the_program_did():
+    found = pd.read_json(ROOT / "data" / "results" / "repair.json").set_index("way")
+    cells = json.loads((ROOT / "notebooks" / "08_continual_learning.ipynb").read_text(encoding="utf-8"))["cells"]
+    (report,) = ("".join(c["outputs"][0]["text"]) for c in cells if c["id"] == "c08-15")
+    for way, row in found.iterrows():
+        numbers = " +".join(str(row[name]) for name in ("steps", "numbers moved", "of", "answers flipped"))
+        assert re.search(f"^{way} +{numbers}$", report, re.MULTILINE), way
 
 
 def test_kept_above_by_hand():
