@@ -55,7 +55,6 @@ ALLOWED = {
     "02_teacher: from kvlib.evaluation import bootstrap_interval",
     "02_teacher: def logits_without_segments(model, dataset, rows):",
     '02_teacher: pairs = tokenizer([first, first], [second, swapped], padding=True, return_tensors="pt")',
-    "03_bottleneck: import time",
     "03_bottleneck: from kvlib.explore import explain, shared_keys",
     '04_loss: rows = [(name, pair) for name in ("teacher", "student") for pair in ("paraphrase", "near miss")]',
     "04_loss: rows = {}",
