@@ -209,7 +209,7 @@ def test_headers_count_words_and_exercises_and_lead_on(path):
 # figures of the text that no output prints, with where they come from
 DERIVED = {
     "01_data": {"88": "130 held-out pairs by the share of equivalent ones", "512": "BERT's positions"},
-    "02_teacher": {"0.693": "ln 2", "1.10": "ln 3", "28": "01", "22": "MiniLM's millions of parameters"},
+    "02_teacher": {"0.693": "ln 2", "1.10": "ln 3", "28": "01"},
     "03_bottleneck": {
         "384": "MiniLM's dimensions", "0.06": "the toy's variance within its four groups",
         "19": "0.64 by 0.36 / 11", "14": "the legend of the picture", "832": "26 tokens by 32 codebooks",

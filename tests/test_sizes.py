@@ -7,6 +7,7 @@ from pathlib import Path
 
 import ipywidgets
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 from test_exercises import cells_of, solution_of
@@ -87,6 +88,12 @@ def test_the_bench_follows_its_menus(sizes):
     pd.testing.assert_frame_equal(bench.frame, describe_size(sizes[0], sizes[2], [(8, 16), (32, 256)]))
     assert "C = 8, K = 16, beside" in bench._table.value and 'role="status"' in bench._table.value
     assert bench._picture.value != before
+    # each ring lies around a point that is drawn
+    places = [
+        re.findall(f'<{tag} [^>]*x="([0-9.]+)" c?y="([0-9.]+)"', bench._picture.value) for tag in ("circle", "use")
+    ]
+    rings, points = (np.array(found, dtype=float) for found in places)
+    assert len(rings) == 2 and (np.abs(rings[:, None] - points).max(-1).min(1) < 0.2).all()
     # no black, which a dark theme would swallow, and no white card
     assert not re.search("#000000|#ffffff", bench._picture.value)
     assert 'role="img" aria-label="' in bench._picture.value and "currentcolor" in bench._picture.value

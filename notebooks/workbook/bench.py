@@ -7,12 +7,13 @@ from typing import Any, ClassVar
 import ipywidgets as widgets
 import pandas as pd
 
-_HEADINGS = {"runner_up_gap": "runner-up_further by"}
+_HEADINGS = {"runner_up_gap": "runner-up<br>farther by"}
 # the theme's own colours, so that light and dark both work; side and sign of a bar say what its colour says
 STYLE = """
 .kv-table {border-collapse: collapse; font-size: var(--jp-ui-font-size1, 13px); line-height: 1.4; margin: 0;
   color: var(--jp-content-font-color1, inherit)}
 .kv-table caption {text-align: left; font-weight: 600; padding: 8px 0 4px; caption-side: top}
+.kv-table .kv-short {white-space: nowrap}
 .kv-table th, .kv-table td {padding: 1px 10px 1px 0; text-align: right; font-weight: 400; background: none;
   border: 0}
 .kv-table td, .kv-table tbody th {white-space: nowrap}
@@ -26,6 +27,9 @@ STYLE = """
 .kv-bar i {position: absolute; top: 1px; bottom: 1px}
 .kv-plus {left: 50%; background: #0072B2}
 .kv-minus {right: 50%; background: #D55E00}
+.kv-none {visibility: hidden}
+[data-jp-theme-light="false"] .widget-dropdown > select {appearance: auto; background-image: none;
+  color-scheme: dark}
 .kv-says {font-size: var(--jp-ui-font-size1, 13px); line-height: 1.4; margin: 4px 0;
   color: var(--jp-content-font-color1, inherit)}
 """
@@ -105,8 +109,9 @@ def html_table(
             _cell(frame[column].sum(), 0.0) if column in bars else "<td></td>" for column in list(frame)[1:]
         )
         foot = f'<tfoot><tr><th scope="row">sum</th>{cells}</tr></tfoot>'
+    short = ' class="kv-short"' if len(caption) <= 90 else ""  # not broken over a narrow table
     table = (
-        f'<table class="kv-table"><caption>{escape(caption)}</caption><thead><tr>{heads}</tr></thead>'
+        f'<table class="kv-table"><caption{short}>{escape(caption)}</caption><thead><tr>{heads}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody>{foot}</table>"
     )
     return f'<div role="status">{table}</div>' if live else table
@@ -120,14 +125,17 @@ def _cell(value: Any, longest: float | None) -> str:
         return f"<td>{value}</td>" if isinstance(value, int) else f"<td>{_number(value)}</td>"
     side = "kv-plus" if value > 0 else "kv-minus"
     width = 50 * abs(value) / longest if longest else 0
-    bar = f'<span class="kv-bar" aria-hidden="true"><i class="{side}" style="width: {width:.1f}%"></i></span>'
+    none = "" if longest else " kv-none"  # a sum has no bar, only its place
+    bar = (
+        f'<span class="kv-bar{none}" aria-hidden="true"><i class="{side}" style="width: {width:.1f}%"></i></span>'
+    )
     return f"<td>{signed(value)}{bar}</td>"
 
 
 def _heading(column: str) -> str:
     if column.startswith("push_"):
         return f"push on<br>{escape(column.removeprefix('push_'))}"
-    return escape(_HEADINGS.get(column, column)).replace("_", "<br>")
+    return _HEADINGS.get(column, escape(column))
 
 
 def _number(value: float) -> str:

@@ -64,7 +64,7 @@ class ErrorBrowser(Bench):
     def _list(self) -> None:
         """Show the table, and the rows of the chosen cell, none of them chosen yet."""
         label, answer = self.cell.value
-        caption = "Labels by the student's answers"
+        caption = "Labels (rows) by the student's answers (columns); the chosen label is underlined"
         shown = self.confusions.rename_axis("label").reset_index()
         chosen = [number == label for number in range(len(self._names))]
         self._table.value = html_table(shown, caption, chosen=chosen)

@@ -248,8 +248,9 @@ class Explorer(Bench):
         here = self.frame[(self.frame["codebook"] == codebook) & (self.frame["key"] == key)]
         tokens = by_token.loc[by_token["position"].isin(here["position"]), "token"].tolist()
         tokens = ", ".join(tokens[:8]) + (f" and {len(tokens) - 8} more" if len(tokens) > 8 else "")
-        caption = f"Logits, with the value of key {key} of codebook {codebook} {state} (fired here by {tokens})"
+        caption = f"Logits, with the value of key {key} of codebook {codebook} {state} (fired by tokens {tokens})"
         logits = compare_logits(self.frame, self.edited)
+        logits = logits.rename(columns=lambda name: name.replace("_", " "))
         self._logits.value = html_table(logits, caption, ["before", "after", "change"], live=True)
 
         chosen = by_token["position"] == self.token.value
@@ -257,7 +258,7 @@ class Explorer(Bench):
         self._tokens.value = html_table(by_token[["token", *pushes]], caption, pushes, chosen, sums=True)
 
         fired = self.edited[self.edited["position"] == self.token.value]
-        caption = f"Keys that {by_token.loc[chosen, 'token'].iloc[0]} fired; their pushes sum to the token's"
+        caption = f"Keys of token {by_token.loc[chosen, 'token'].iloc[0]}; their pushes sum to the token's"
         columns = ["codebook", "key", "distance", "runner_up_gap", *pushes]
         chosen = fired["codebook"] == codebook
         self._codebooks.value = html_table(fired[columns], caption, pushes, chosen, sums=True)

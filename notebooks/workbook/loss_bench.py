@@ -118,10 +118,10 @@ class LossBench(Bench):
         self.classes, self.parts = take_apart(*logits, label, temperature, self.alpha.value, squared)
         parts = self.parts.assign(part=["soft: KL at T", "hard: cross-entropy"])
         weights = f"weights {'alpha · T²' if squared else 'alpha (no T²)'} and 1 − alpha"
-        classes = self.classes.assign(**{"class": self._names})
+        classes = self.classes.assign(**{"class": self._names}).rename(columns=lambda name: name.replace("_", " "))
         chosen = [number == label for number in range(len(classes))]
-        distributions = ["teacher", "student", "KL_term"]
-        gradients = ["soft_gradient", "hard_gradient", "gradient"]
+        distributions = ["teacher", "student", "KL term"]
+        gradients = ["soft gradient", "hard gradient", "gradient"]
         terms = f"Probabilities at T = {temperature:.1f}, and the terms of the KL; the label is underlined"
         slope = "Gradient of the loss with respect to the student's logits; a step goes against it"
         tables = (

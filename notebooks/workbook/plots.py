@@ -51,7 +51,7 @@ def _axes(title: str, xlabel: str, ylabel: str, ax: Axes | None, height: float =
 def _references(ax: Axes, references: Mapping[str, float] | None, horizontal: bool) -> None:
     for number, (name, value) in enumerate((references or {}).items()):
         draw = ax.axhline if horizontal else ax.axvline
-        draw(value, color="0.45", linestyle=("--", ":", "-.")[number % 3], linewidth=1.2, label=name)
+        draw(value, color="0.25", linestyle=("--", ":", "-.")[number % 3], linewidth=1.2, label=name)
 
 
 def plot_lines(
@@ -137,17 +137,19 @@ def plot_bars(
     ax.barh(places, numbers, height=0.62, color=[COLORS[0] if n >= 0 else COLORS[1] for n in numbers])
     largest = np.abs(numbers).max()
     decimals = 0 if (numbers % 1 == 0).all() else 3 if largest <= 1 else 2 if largest < 10 else 1
-    ends = numbers.copy()
+    low, high = numbers, numbers
     if intervals:
         low, high = np.array([intervals[name] for name in names]).T
         ax.hlines(places, low, high, color="black", linewidth=1.5)
-        ends = np.maximum(ends, high)
-    for place, number, end in zip(places, numbers, ends, strict=True):
+    if min(numbers.min(), low.min()) < 0:
+        ax.axvline(0, color="black", linewidth=0.8)
+    for place, number, left, right in zip(places, numbers, low, high, strict=True):
         ax.annotate(
-            f"{number:.{decimals}f}",
-            (max(end, 0), place),
-            xytext=(4, 0),
+            f"{number:.{decimals}f}".replace("-", "−"),
+            (min(number, left) if number < 0 else max(number, right), place),
+            xytext=(-4 if number < 0 else 4, 0),
             textcoords="offset points",
+            ha="right" if number < 0 else "left",
             va="center",
             fontsize=9,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},  # where a dashed line passes behind it
@@ -329,6 +331,7 @@ def plot_cells(
             ax.annotate(str(number), key, (6, 5), textcoords="offset points", fontsize=9, bbox=box)
     ax.set_xlim(low[0] - margin[0], high[0] + margin[0])
     ax.set_ylim(low[1] - margin[1], high[1] + margin[1])
+    ax.set_aspect("equal")  # else borders do not stand upright between two keys
     # below the picture: inside, it would cover a key
     ax.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, frameon=False)
     return ax
@@ -370,7 +373,8 @@ def plot_scatter(points: np.ndarray, labels: Sequence[str | int], title: str, ax
         style = {"s": 12, "alpha": 0.6, "linewidths": 0, "marker": marker, "color": COLORS[number % 7]}
         ax.scatter(*points[labels == label].T, label=str(label), **style)
     if len(different) <= 7:
-        ax.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=7, frameon=False)
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14)}
+        ax.legend(fontsize=9, ncols=7, frameon=False, markerscale=2, **below)
     return ax
 
 

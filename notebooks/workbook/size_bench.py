@@ -72,6 +72,7 @@ def _places(figure: Figure, sizes: pd.DataFrame) -> dict[tuple[int, int], list[t
     """Return where in the SVG the points of each size ``(C, K)`` lie, in both axes."""
     figure.set_dpi(72)  # an SVG counts in points
     figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # saved with other fonts, the axes would move under the rings
     height, places = figure.bbox.height, {}
     for row in sizes.itertuples():
         values = zip(figure.axes, (row.accuracy, row.quantization_error), strict=True)
@@ -122,7 +123,8 @@ class SizeBench(Bench):
     def _show(self) -> None:
         chosen = (self.num_codebooks.value, self.codebook_size.value)
         self.frame = describe_size(*self._measured, dict.fromkeys((chosen, self._compared)))
-        caption = f"C = {chosen[0]}, K = {chosen[1]:,}, beside the size of the profile quick"
+        between = "beside" if chosen != self._compared else "which is"
+        caption = f"C = {chosen[0]}, K = {chosen[1]:,}, {between} the size of the profile quick"
         self._table.value = html_table(self.frame, caption, live=True)
         ring = '<circle cx="{:.1f}" cy="{:.1f}" r="9" fill="none" stroke="currentcolor" stroke-width="2"/>'
         rings = "".join(ring.format(x, y) for x, y in self._places[chosen])

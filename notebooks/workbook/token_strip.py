@@ -100,10 +100,10 @@ class TokenStrip(Bench):
         keys = align_keys(*frames)
         keys = keys[keys["differs"] & (keys["position"] == self.token.value)]
         keys = keys[["codebook", "key", "lead", "key_other", "lead_other"]]
-        keys.columns = ["codebook", *(f"{what}_{name}" for name in _NAMES for what in ("key", "lead"))]
+        keys.columns = ["codebook", *(f"{name}: {what}" for name in _NAMES for what in ("key", "lead"))]
         token = self.tokens.set_index("position").loc[self.token.value, "token"]
         caption = f"Codebooks in which {token} fires another key in the near miss"
-        self._keys.value = html_table(keys, caption, [f"lead_{name}" for name in _NAMES]) if len(keys) else ""
+        self._keys.value = html_table(keys, caption, [f"{name}: lead" for name in _NAMES]) if len(keys) else ""
 
 
 def _strip(tokens: pd.DataFrame, codebooks: int) -> str:

@@ -39,7 +39,7 @@ def every_class(answer: Answer) -> None:
     expect(abs(found - 4 / 6) < 1e-6, f"{found:.4g} where 4 of 6 rows are right")
 
 
-BITS = Exercise("0.2", "What a token costs as key indices", difficulty=1, minutes=5)
+BITS = Exercise("0.2", "How many bits a token costs", difficulty=1, minutes=5)
 
 
 @BITS.probe(

@@ -302,7 +302,7 @@ def by_position(answer: Answer) -> None:
     expect(mask[1].tolist() == [1, 1, 1, 1], f"{show(mask[1])} for the tokens [8, 9, 4, 5], pad_id is 5")
 
 
-BATCHES = Exercise("1.4", "Like lengths, other batches each epoch", difficulty=2, minutes=15)
+BATCHES = Exercise("1.4", "Similar lengths, different batches each epoch", difficulty=2, minutes=15)
 
 
 def _lengths(seed: int, rows: int) -> np.ndarray:
