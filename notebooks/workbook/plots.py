@@ -160,7 +160,7 @@ def plot_bars(
     if references:
         # on the axes' upper edge: a legend's own padding is in points, the same above few bars and many
         ax.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
-    ax.margins(x=0.14)
+    ax.margins(x=0.2 if (numbers < 0).any() else 0.14)  # room for the numbers
     return ax
 
 
