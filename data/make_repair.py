@@ -1,17 +1,18 @@
-"""Repair one answer of MRPC's student in five ways, and keep the student as integers for notebook 08.
+"""Repair one answer of MRPC's student in six ways, and keep the student as integers for notebook 08.
 
 Run from the top folder: a minute of one core with the stages in ``data/runs``, five more without.
 
     python data/make_repair.py
 
-Writes into ``data/results``: ``repair.json``, a record a way, and ``repair.safetensors``, the finished values and
-the key indices of all texts that the notebook looks at, so that it repairs by values without an encoder.
+Writes into ``data/results``: ``repair.json``, a record a way and order of rows, and ``repair.safetensors``, the
+finished values and the key indices of all texts that the notebook looks at, so that it needs no encoder.
 """
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,14 +31,18 @@ FIRST = "The young nurse thanked the old teacher on Monday."
 PAIR = "On Monday, the old teacher was thanked by the young nurse."
 NEAR_MISS = "On Monday, the old teacher thanked the young nurse."
 NO_PARAPHRASE = 0
-# what is trained and by which optimiser; rates are those of training, ten for SGD, whose steps are not scaled
+# what is trained and by which optimiser. Rates are so small that most repairs take tens of steps: larger ones
+# overshoot (SGD at 0.1 repairs by the head in one step, and flips nearly all answers)
 WAYS: dict[str, tuple[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]]] = {
     "values, SGD": ("bottleneck", lambda weights: torch.optim.SGD(weights, lr=10.0)),
     "values, AdamW": ("bottleneck", lambda weights: torch.optim.AdamW(weights, lr=0.01, weight_decay=0.0)),
     "values, LazyAdam": ("bottleneck", lambda weights: LazyAdam(weights, lr=0.01)),
-    "head, AdamW": ("classifier", lambda weights: torch.optim.AdamW(weights, lr=1e-3, weight_decay=0.0)),
+    "head, SGD": ("classifier", lambda weights: torch.optim.SGD(weights, lr=1e-3)),
+    "head, AdamW": ("classifier", lambda weights: torch.optim.AdamW(weights, lr=1e-4, weight_decay=0.0)),
     "encoder and head, AdamW": ("", lambda weights: torch.optim.AdamW(weights, lr=2e-5, weight_decay=0.0)),
 }
+# of the epoch that values are trained for before their repair: one order of its rows each
+ORDERS = range(5)
 
 
 def in_one_batch(dataset: CustomDataset | KeyIndexDataset) -> dict[str, Tensor]:
@@ -55,33 +60,49 @@ def take_step(
     optimizer.step()
 
 
-def repair(experiment: Experiment, way: str) -> dict[str, int]:
-    """Train until the near miss is no paraphrase, and count steps, numbers that moved and answers that flipped."""
+def repair(experiment: Experiment, way: str, orders: Iterable[int] = ORDERS) -> list[dict[str, Any]]:
+    """Train until the near miss is no paraphrase; count steps, numbers that moved and answers that flipped.
+
+    Values first get an epoch of training, so that Adam has momentum: a record for each order of its rows. What is
+    trained of the student without bottleneck starts as it is.
+    """
     part, make_optimizer = WAYS[way]
     by_values = part == "bottleneck"
-    model = copy.deepcopy(experiment.model("bottleneck" if by_values else "distilbert"))
-    model.eval().requires_grad_(False)
-    weights = [p.requires_grad_(True) for name, p in model.named_parameters() if name.startswith(part)]
-    optimizer = make_optimizer(weights)
+    source = experiment.model("bottleneck" if by_values else "distilbert").eval().requires_grad_(False)
     near_miss = dict(experiment.tokenizer(FIRST, NEAR_MISS, return_tensors="pt"))
     validation = experiment.validation["validation"]
     if by_values:
-        # momentum, as in stage 3
-        rows = in_one_batch(KeyIndexDataset(model, experiment.train))
-        for part_of in torch.randperm(len(rows["labels"]), generator=torch.Generator().manual_seed(0)).split(16):
-            take_step(model, optimizer, rows["labels"][part_of], {"key_indices": rows["key_indices"][part_of]})
-        validation = KeyIndexDataset(model, validation)
-    inputs = {name: tensor for name, tensor in in_one_batch(validation).items() if name != "labels"}
-    before, answers, steps = [w.detach().clone() for w in weights], answers_of(model, inputs), 0
-    while model(**near_miss).logits.argmax() != NO_PARAPHRASE:
-        take_step(model, optimizer, torch.tensor([NO_PARAPHRASE]), near_miss)
-        steps += 1
-    return {
-        "steps": steps,
-        "numbers moved": sum(int((w != old).sum()) for w, old in zip(weights, before, strict=True)),
-        "of": sum(w.numel() for w in weights),
-        "answers flipped": int((answers_of(model, inputs) != answers).sum()),
-    }
+        train, validation = (
+            in_one_batch(KeyIndexDataset(source, split)) for split in (experiment.train, validation)
+        )
+        labels = train.pop("labels")
+        near_miss = {"key_indices": source(**near_miss).key_indices}
+    else:
+        validation = in_one_batch(validation)
+    validation.pop("labels")
+    records = []
+    for order in orders if by_values else (0,):
+        model = copy.deepcopy(source)
+        weights = [p.requires_grad_(True) for name, p in model.named_parameters() if name.startswith(part)]
+        optimizer = make_optimizer(weights)
+        if by_values:
+            generator = torch.Generator().manual_seed(order)
+            for rows in torch.randperm(len(labels), generator=generator).split(16):
+                take_step(model, optimizer, labels[rows], {"key_indices": train["key_indices"][rows]})
+        before, answers, steps = [w.detach().clone() for w in weights], answers_of(model, validation), 0
+        paraphrase = model(**near_miss).logits.softmax(-1)[0, 1 - NO_PARAPHRASE].item()
+        while model(**near_miss).logits.argmax() != NO_PARAPHRASE:
+            take_step(model, optimizer, torch.tensor([NO_PARAPHRASE]), near_miss)
+            steps += 1
+        moved = sum(int((w != old).sum()) for w, old in zip(weights, before, strict=True))
+        flipped = int((answers_of(model, validation) != answers).sum())
+        records.append(
+            {
+                "way": way, "order": order, "near miss before": round(paraphrase, 3), "steps": steps,
+                "numbers moved": moved, "of": sum(w.numel() for w in weights), "answers flipped": flipped,
+            }
+        )  # fmt: skip
+    return records
 
 
 @torch.no_grad()
@@ -113,9 +134,11 @@ def main() -> None:
     experiment = Experiment("mrpc", "mini", "quick")
     with write_aside(RESULTS / "repair.safetensors") as temporary:
         save_file(as_integers(experiment), temporary)
-    records = [{"way": way} | repair(experiment, way) | describe() for way in WAYS]
+    records = [record for way in WAYS for record in repair(experiment, way)]
     with write_aside(RESULTS / "repair.json") as temporary:
-        temporary.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+        # a record a line
+        lines = ",\n".join(json.dumps(record) for record in records)
+        temporary.write_text(f'{{"made_by": {json.dumps(describe())}, "runs": [\n{lines}\n]}}\n', encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -262,8 +262,11 @@ def test_a_student_kept_as_integers_is_repaired_as_itself(tmp_path_factory, monk
     assert stored["train: keys"].shape == (stored["train: tokens"].sum(), 16)
     # whatever this student answers, it shall say the other
     monkeypatch.setattr(program, "NO_PARAPHRASE", 1 - int(logits.argmax()))
-    found = {way: program.repair(experiment, way) for way in program.WAYS}
+    found = {way: program.repair(experiment, way, (0, 1))[-1] for way in program.WAYS}
     assert all(counts["steps"] > 0 for counts in found.values())
+    assert {way: counts["order"] for way, counts in found.items() if counts["order"]}.keys() == {
+        way for way in program.WAYS if way.startswith("values")
+    }
     selected = int((selected_pairs(keys, 8) > 0).sum())
     for way in ("values, SGD", "values, LazyAdam"):
         assert found[way]["numbers moved"] == 2 * selected, way
