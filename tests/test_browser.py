@@ -206,7 +206,7 @@ def explore_by_keyboard(page, name):
             press("Home")
             for _ in range(4):
                 press("ArrowDown")  # [CLS] the young nurse thanked
-            explorer.get_by_text("Keys that 4 thanked fired").wait_for()
+            explorer.get_by_text("Keys of token 4 thanked").wait_for()
     explorer.screenshot(path=SCREENSHOTS / f"{name}-explorer.png")
     assert "as it is" in logits.locator("caption").inner_text()
     for _ in range(10):

@@ -11,7 +11,7 @@ import tempfile
 import time
 from functools import partial
 
-from datasets import concatenate_datasets
+from datasets import Dataset, concatenate_datasets
 from trials import add_trial, experiments, parse
 
 from kvlib import CustomDataset, DistillationTrainer, Experiment, KeyIndexDataset, fine_tune
@@ -40,8 +40,9 @@ def other_texts(experiment: Experiment, tasks: list[str], rows: int = 2000) -> C
         if task != experiment.task.name:
             other = Experiment(task, experiment.source, experiment.profile, experiment.seed, max_rows=rows)
             column = other.task.text_columns[0]
-            split = other.train_split.select_columns([column, "idx"]).rename_column(column, "sentence")
-            parts.append(split.add_column("label", [0] * len(split)))
+            texts = other.train_split[column][:]
+            columns = {"sentence": texts, "label": [0] * len(texts), "idx": list(range(len(texts)))}
+            parts.append(Dataset.from_dict(columns))
     return CustomDataset(concatenate_datasets(parts), experiment.tokenizer, "cola", experiment.profile.max_length)
 
 
