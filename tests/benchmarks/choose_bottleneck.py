@@ -12,7 +12,7 @@ import time
 from functools import partial
 
 from datasets import Dataset, concatenate_datasets
-from trials import add_trial, experiments, parse
+from trials import add_trial, experiments, frozen_encoder, parse
 
 from kvlib import CustomDataset, DistillationTrainer, Experiment, KeyIndexDataset, fine_tune
 from kvlib.evaluation import evaluate
@@ -92,9 +92,10 @@ def main() -> None:
     for experiment in experiments(arguments):
         metric = experiment.task.metrics[0]
         scores = {name: experiment.score(name)[metric] for name in ("teacher", "distilbert")}
-        for name, options in CHOICES.items():
-            key = {"choice": name, "task": experiment.task.name, "seed": experiment.seed}
-            add_trial(arguments.output, key, partial(trial, experiment, options, tasks, scores))
+        with frozen_encoder():
+            for name, options in CHOICES.items():
+                key = {"choice": name, "task": experiment.task.name, "seed": experiment.seed}
+                add_trial(arguments.output, key, partial(trial, experiment, options, tasks, scores))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@
 import tempfile
 from functools import partial
 
-from trials import add_trial, experiments, parse
+from trials import add_trial, experiments, frozen_encoder, parse
 
 from kvlib import DistillationTrainer, Experiment, fine_tune
 
@@ -32,9 +32,11 @@ def main() -> None:
     """Run the trials that are not yet in the file."""
     arguments = parse(__doc__, ["cola", "rte", "qnli"], [0, 1], "head_choices.jsonl")
     for experiment in experiments(arguments):
-        for rate in LEARNING_RATES:
-            key = {"learning_rate": rate, "task": experiment.task.name, "seed": experiment.seed}
-            add_trial(arguments.output, key, partial(trial, experiment, rate))
+        experiment.model("distilbert")
+        with frozen_encoder():
+            for rate in LEARNING_RATES:
+                key = {"learning_rate": rate, "task": experiment.task.name, "seed": experiment.seed}
+                add_trial(arguments.output, key, partial(trial, experiment, rate))
 
 
 if __name__ == "__main__":
