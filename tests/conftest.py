@@ -36,10 +36,18 @@ def memory_is_given_back():
 
 
 @pytest.fixture(scope="session")
-def tokenizer():
+def small_checkpoint(tmp_path_factory):
+    """MiniLM's six layers and its most frequent words."""
+    from shared_stages import small_minilm
+
+    return str(small_minilm(tmp_path_factory.mktemp("checkpoint"), layers=6))
+
+
+@pytest.fixture(scope="session")
+def tokenizer(small_checkpoint):
     from kvlib import load_tokenizer
 
-    return load_tokenizer()
+    return load_tokenizer(small_checkpoint)
 
 
 @pytest.fixture(scope="session")
@@ -66,8 +74,8 @@ def small(small_splits, tokenizer):
 
 
 @pytest.fixture(scope="session")
-def pretrained():
+def pretrained(small_checkpoint):
     """The real pretrained encoder under a new, untrained head. Copy before training it."""
     from kvlib import BERTbase
 
-    return BERTbase.for_task("mrpc").eval()
+    return BERTbase.for_task("mrpc", small_checkpoint).eval()

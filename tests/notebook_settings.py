@@ -15,9 +15,6 @@ ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
     # tests run in two processes, and two that share the cores with two threads each wait for one another
     "OMP_NUM_THREADS": "1",
-    # glibc would hand freed tensors back to the system and fetch them again, step after step
-    "MALLOC_MMAP_THRESHOLD_": str(2**27),
-    "MALLOC_TRIM_THRESHOLD_": str(2**28),
     # never the learner's own: stored outputs show a beginner's progress
     "KVLIB_PROGRESS": str(Path(tempfile.gettempdir()) / f"kvlib-progress-{os.getpid()}"),
 }

@@ -276,8 +276,8 @@ def test_pushes_of_training_tokens_are_those_of_their_sentences(student, small):
 
 
 def test_tokens_line_up_like_the_lines_of_a_diff(default, tokenizer):
-    longer = explain(default, tokenizer, "the old nurse was thanked")
-    shorter = explain(default, tokenizer, "the nurse thanked her")
+    longer = explain(default, tokenizer, "the old nurse was helped")
+    shorter = explain(default, tokenizer, "the nurse helped her")
     rows = align_tokens(longer, shorter).to_numpy().tolist()
     assert rows == [
         ["[CLS]", 0, 0],
@@ -285,7 +285,7 @@ def test_tokens_line_up_like_the_lines_of_a_diff(default, tokenizer):
         ["old", 2, -1],
         ["nurse", 3, 2],
         ["was", 4, -1],
-        ["thanked", 5, 3],
+        ["helped", 5, 3],
         ["her", -1, 4],
         ["[SEP]", 6, 5],
     ]
@@ -293,7 +293,7 @@ def test_tokens_line_up_like_the_lines_of_a_diff(default, tokenizer):
 
 def test_keys_stand_beside_those_of_the_same_token(student, tokenizer):
     first, second = (
-        explain(student, tokenizer, text) for text in ("the old nurse was thanked", "the nurse thanked")
+        explain(student, tokenizer, text) for text in ("the old nurse was helped", "the nurse helped")
     )
     found = align_keys(first, second)
     tokens = align_tokens(first, second)
@@ -383,10 +383,10 @@ def test_keys_alone_start_with_a_pair_and_show_no_pushes(default, tokenizer, sma
     expected = explain(default, tokenizer, FIRST, SECOND)
     pd.testing.assert_frame_equal(explorer.frame, expected)
     assert "push" not in shown(explorer) and "logit" not in shown(explorer).lower()
-    thanked = expected[(expected["token"] == "thanked") & (expected["codebook"] == 5)].iloc[0]
-    explorer.token.value, explorer.codebook.value = thanked["position"], 5
-    assert "Keys that thanked fired" in shown(explorer)
-    assert f"Training sentences that fire key {thanked['key']} of codebook 5" in shown(explorer)
+    nurse = expected[(expected["token"] == "nurse") & (expected["codebook"] == 5)].iloc[0]
+    explorer.token.value, explorer.codebook.value = nurse["position"], 5
+    assert "Keys that nurse fired" in shown(explorer)
+    assert f"Training sentences that fire key {nurse['key']} of codebook 5" in shown(explorer)
     explorer.text.value = ""
     assert "the text is empty" in shown(explorer)
 

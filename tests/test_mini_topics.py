@@ -14,7 +14,7 @@ import pytest
 import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from kvlib import BERTbase, CustomDataset, load_task
+from kvlib import BERTbase, CustomDataset, load_task, load_tokenizer
 from kvlib.evaluation import tfidf_predictions
 from kvlib.teacher import predict_states
 
@@ -56,10 +56,10 @@ def task_and_data():
 
 
 @pytest.fixture(scope="module")
-def vectors(task_and_data, tokenizer):
+def vectors(task_and_data):
     """The pretrained encoder's last hidden states, mean over real tokens: by split ``(N, 384)``."""
     task, data = task_and_data
-    encoder, found = BERTbase.for_task(task), {}
+    encoder, tokenizer, found = BERTbase.for_task(task), load_tokenizer(), {}
     for name, split in data.items():
         rows = CustomDataset(split, tokenizer, task)
         states = predict_states(encoder, rows).float().split(rows.lengths.tolist())
