@@ -56,7 +56,7 @@ def explain(
 
     names = tokenizer.convert_ids_to_tokens(encoded["input_ids"][0].tolist())
     if mask.shape[1] == 1:
-        names = ["[mean]" if model.config.pooling == "mean" else "[CLS]"]
+        names = ["[mean]"]
     tokens, codebooks = keys.shape
     labels = [f"push_{name}" for _, name in sorted(model.config.id2label.items())]
     frame = pd.DataFrame(

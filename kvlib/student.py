@@ -51,9 +51,7 @@ class BottleneckConfig(PreTrainedConfig):
 
     keys_to_ignore_at_inference = ["key_indices", "packed_states"]  # noqa: RUF012 (transformers' own declaration)
 
-    # what stands for a sentence: the "mean" over its real tokens, or its [CLS] token ("cls")
-    pooling: str = "mean"
-    # hidden states are pooled "before" the search, so that one set of keys fires a sentence, or values "after" it
+    # the mean over real tokens is that of hidden states, "before" the search, or that of values, "after" it
     pool: str = "after"
     # logits are the "mean" of the values over the codebooks, or dropout and a "linear" layer on all of them
     decoder: str = "mean"
@@ -96,9 +94,10 @@ class EncoderWithBottleNeck(PreTrainedModel):
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
-        choices = {"pooling": ("mean", "cls"), "pool": ("before", "after"), "decoder": ("mean", "linear")}
+        # there was a choice of pooling once: a model that was saved with the other is not read as what it is not
+        choices = {"pool": ("before", "after"), "decoder": ("mean", "linear"), "pooling": ("mean",)}
         for name, allowed in choices.items():
-            found = getattr(config, name)
+            found = getattr(config, name, allowed[0])
             if found not in allowed:
                 raise ValueError(f"{name} is {found!r}, expected one of {', '.join(allowed)}")
         self.loss_type = "ForSequenceClassification"
@@ -132,7 +131,10 @@ class EncoderWithBottleNeck(PreTrainedModel):
         if unknown:
             names = ", ".join(BottleneckConfig.__annotations__)
             raise TypeError(f"unknown option {', '.join(sorted(unknown))}, expected some of {names}")
-        config = cls.config_class.from_dict(plain.config.to_dict() | fields)
+        config = plain.config.to_dict()
+        # how a plain teacher's head does it
+        config.pop("pooling", None)
+        config = cls.config_class.from_dict(config | fields)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = cls(config)
@@ -149,8 +151,7 @@ class EncoderWithBottleNeck(PreTrainedModel):
 
     def states_per_row(self, dataset: CustomDataset) -> np.ndarray:
         """Count what enters the bottleneck for each row: its real tokens, or 1 where they are pooled before."""
-        one_state = self.config.pool == "before" or self.config.pooling == "cls"
-        return np.ones_like(dataset.lengths) if one_state else dataset.lengths
+        return np.ones_like(dataset.lengths) if self.config.pool == "before" else dataset.lengths
 
     @torch.no_grad()
     def hidden_states(self, dataset: CustomDataset, batch_size: int = 64) -> Iterator[Tensor]:
@@ -203,8 +204,8 @@ class EncoderWithBottleNeck(PreTrainedModel):
         """Run the encoder and leave padding behind; raise ValueError if a row has no real token.
 
         Returns states ``(N, dim)``, one a real token, and the attention mask ``(B, T)`` with N ones; or ``(B,
-        dim)`` and ``(B, 1)`` where there is one state an example: pooled before the bottleneck, or [CLS]. Third
-        comes all that the encoder returned; `options` are further arguments of it.
+        dim)`` and ``(B, 1)`` where they are pooled before the bottleneck. Third comes all that the encoder
+        returned; `options` are further arguments of it.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
@@ -214,15 +215,9 @@ class EncoderWithBottleNeck(PreTrainedModel):
         # DistilBERT has no segments
         segments = {"token_type_ids": token_type_ids} if isinstance(self.config, BertConfig) else {}
         encoded = self.base_model(input_ids, attention_mask, return_dict=True, **segments, **options)
-        states = encoded.last_hidden_state  # (B, T, dim)
-        one_state = attention_mask.new_ones(len(attention_mask), 1)
-        if self.config.pooling == "cls":
-            # the first real token, wherever the padding is
-            first = attention_mask.long().argmax(1)
-            return states[torch.arange(len(states), device=states.device), first], one_state, encoded
-        states = states[attention_mask.bool()]  # (N, dim)
+        states = encoded.last_hidden_state[attention_mask.bool()]  # (N, dim)
         if self.config.pool == "before":
-            return pool_real_tokens(states, attention_mask), one_state, encoded
+            return pool_real_tokens(states, attention_mask), torch.ones_like(attention_mask[:, :1]), encoded
         return states, attention_mask, encoded
 
     def decode(self, key_indices: Tensor) -> Tensor:
@@ -295,7 +290,7 @@ class BERTwithBottleNeck(EncoderWithBottleNeck, BertPreTrainedModel):
 
         Parameters as in `DistilBERTwithBottleNeck.discretize`; the teacher's head and pooler are left behind.
         """
-        return cls._with_encoder(teacher, {"pooling": "mean"} | options, seed)._fit_keys(dataset, seed)
+        return cls._with_encoder(teacher, options, seed)._fit_keys(dataset, seed)
 
 
 class DistilBERTwithBottleNeckConfig(BottleneckConfig, DistilBertConfig):

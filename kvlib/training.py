@@ -403,7 +403,7 @@ class KeyIndexDataset(Dataset):
         if folder is None:
             self.key_indices = _key_indices(student, dataset, batch_size)
         else:
-            options = ("pooling", "pool", "projection", "standardize")
+            options = ("pool", "projection", "standardize")
             made_from = {
                 "encoder": fingerprint(student.base_model),
                 "bottleneck": fingerprint(dict(student.bottleneck.named_buffers())),

@@ -160,7 +160,7 @@ def test_the_encoder_is_the_plain_models_bit_for_bit_frozen_and_its_own(kind, pr
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
     assert not any(parameter.requires_grad for parameter in found.base_model.parameters())
     assert found.config.id2label == plain.config.id2label
-    assert found.config.pooling == "mean"
+    assert not hasattr(found.config, "pooling")
     # and the plain model is none the worse for it: no shared memory, still trainable, still plain
     with torch.no_grad():
         found.get_input_embeddings().weight.zero_()
@@ -178,25 +178,25 @@ def test_values_start_at_zero_under_frozen_keys_of_the_seed(plain, small):
     assert not torch.equal(first.bottleneck.keys, other.bottleneck.keys)
 
 
-@pytest.mark.parametrize("option", ["pooling", "pool", "decoder"])
+@pytest.mark.parametrize("option", ["pool", "decoder", "pooling"])
 def test_unknown_options_are_refused(plain, small, option):
+    if option != "pooling":
+        with pytest.raises(ValueError, match=f"{option} is 'other', expected one of"):
+            put_in(plain, small[1], **{option: "other"})
     with pytest.raises(ValueError, match=f"{option} is 'other', expected one of"):
-        put_in(plain, small[1], **{option: "other"})
-    with pytest.raises(ValueError, match=f"{option} is 'other', expected one of"):
-        # a student without a bottleneck, too
+        # a student without a bottleneck, too, and one that was saved when there was a choice of pooling
         DistilBERTwithBottleNeck(DistilBERTwithBottleNeckConfig(**{option: "other"}))
 
 
 def test_a_misspelt_option_is_refused(plain, small):
-    with pytest.raises(TypeError, match="unknown option num_codebook, expected some of pooling"):
+    with pytest.raises(TypeError, match="unknown option num_codebook, expected some of pool"):
         put_in(plain, small[1], num_codebook=2)
 
 
-# an orthogonal array: of any two of the six options, each of the four pairs stands in two of the eight rows
+# an orthogonal array: of any two of the five options, each of the four pairs stands in two of the eight rows
 OPTIONS = [
     {
         "kind": ("teacher", "student")[a],
-        "pooling": ("mean", "cls")[b],
         "pool": ("before", "after")[c],
         "decoder": ("mean", "linear")[a ^ b],
         "standardize": bool(a ^ c),
@@ -217,8 +217,7 @@ def test_padding_and_batching_change_nothing_and_every_option_saves(pretrained, 
     with torch.inference_mode():
         output, further, alone = found(**batch), found(**padded), found(**batch_of(rows, [3]))
         assert torch.equal(found(**backward).logits.flip(0), output.logits)
-    one_state = options["pooling"] == "cls" or options["pool"] == "before"
-    assert output.key_indices.shape == (6, 1 if one_state else batch["input_ids"].shape[1], 16)
+    assert output.key_indices.shape == (6, 1 if options["pool"] == "before" else batch["input_ids"].shape[1], 16)
     real = output.key_indices[..., 0] >= 0
     assert torch.equal(output.key_indices[real], further.key_indices[further.key_indices[..., 0] >= 0])
     assert torch.equal(output.logits, further.logits)
@@ -339,7 +338,7 @@ def test_missing_bottleneck_weights_are_initialised_not_garbage(plain, tmp_path)
 # the states that keys are fitted on
 
 
-@pytest.mark.parametrize("options", [{}, {"pool": "before"}, {"pooling": "cls"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"pool": "before"}], ids=str)
 def test_sampled_states_are_those_at_the_drawn_positions(plain, small, options):
     _, rows = small
     found = put_in(plain, rows, **options)
@@ -577,7 +576,7 @@ def test_pushing_to_the_hub_uploads_weights_config_and_card(kind, models, small,
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"decoder": "linear", **RANDOM}, {"standardize": False}, {"pool": "before"}, {"pooling": "cls"}],
+    [{}, {"decoder": "linear", **RANDOM}, {"standardize": False}, {"pool": "before"}],
     ids=lambda options: "-".join(map(str, options.values())) or "default",
 )
 def test_carried_keys_are_the_teachers_bit_for_bit(pretrained, student, small, options, tmp_path):
@@ -593,7 +592,7 @@ def test_carried_keys_are_the_teachers_bit_for_bit(pretrained, student, small, o
     assert not predict_logits(found, small[1]).any() or found.config.decoder == "linear"
     assert fingerprint(found.distilbert) == fingerprint(student.distilbert)
     assert not any(parameter.requires_grad for parameter in found.distilbert.parameters())
-    for name in ("pooling", "pool", "decoder", "num_codebooks", "codebook_size", "projection", "dim_key"):
+    for name in ("pool", "decoder", "num_codebooks", "codebook_size", "projection", "dim_key"):
         assert getattr(found.config, name) == getattr(teacher.config, name)
     assert found.config.standardize == found.bottleneck.standardize == teacher.config.standardize
     assert found.config.id2label == student.config.id2label

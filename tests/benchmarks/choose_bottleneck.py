@@ -21,7 +21,6 @@ from kvlib.evaluation import evaluate
 CHOICES = {
     "profile": {},
     "pool before": {"pool": "before"},
-    "[CLS]": {"pooling": "cls"},
     "linear decoder": {"decoder": "linear"},
     "random projection": {"projection": "random"},
     "keys of other tasks": {"other_tasks": True},
