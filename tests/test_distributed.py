@@ -10,7 +10,7 @@ import torch
 import torch.multiprocessing as mp
 from accelerate import PartialState
 
-from kvlib import CustomDataset, DiscreteKeyValueBottleneck, DistilBERTwithBottleNeck, load_glue, load_tokenizer
+from kvlib import CustomDataset, DiscreteKeyValueBottleneck, DistilBERTwithBottleNeck
 from kvlib.bottleneck import draw_positions
 from kvlib.machine import process_state
 
@@ -22,27 +22,28 @@ SHAPE = {"num_codebooks": 16, "codebook_size": 32}
 ROUNDING, OTHER_KEY = 1e-5, 0.2
 
 
-def rows():
-    return CustomDataset(load_glue("mrpc")["train"].select(range(ROWS)), load_tokenizer(), "mrpc")
+@pytest.fixture(scope="module")
+def rows(mrpc, tokenizer):
+    return CustomDataset(mrpc["train"].select(range(ROWS)), tokenizer, "mrpc")
 
 
-def fitted(folder):
+def fitted(folder, rows):
     """Sample and keys for each batch size, and what `discretize` makes of all tokens."""
-    student, dataset, found, encoded = DistilBERTwithBottleNeck.from_pretrained(folder).eval(), rows(), {}, []
+    student, found, encoded = DistilBERTwithBottleNeck.from_pretrained(folder).eval(), {}, []
     encode = student.encode
     student.encode = lambda input_ids, *args, **kwargs: (
         encoded.append(len(input_ids)) or encode(input_ids, *args, **kwargs)
     )
     for batch_size in BATCH_SIZES:
-        sample = student.sample_states(dataset, MAX_VECTORS, seed=0, batch_size=batch_size)
+        sample = student.sample_states(rows, MAX_VECTORS, seed=0, batch_size=batch_size)
         bottleneck = DiscreteKeyValueBottleneck(student.config.dim, **SHAPE)
         bottleneck.init_keys([sample], seed=0)
         found |= {f"sample {batch_size}": sample, f"keys {batch_size}": bottleneck.keys}
     found["rows encoded"] = torch.tensor(sum(encoded))
-    return found | dict(student.discretize(dataset, **SHAPE).bottleneck.named_buffers())
+    return found | dict(student.discretize(rows, **SHAPE).bottleneck.named_buffers())
 
 
-def worker(rank, port, folder):
+def worker(rank, port, folder, rows):
     torch.set_num_threads(1)
     PartialState._reset_state()  # forked, it would be the one process of the tests
     # what a launcher sets
@@ -55,12 +56,12 @@ def worker(rank, port, folder):
         DiscreteKeyValueBottleneck.init_keys = lambda self, batches, seed: init_keys(
             self, [batch + 1e-6 for batch in batches], seed=seed
         )
-    torch.save(fitted(folder), folder / f"process {rank}")
+    torch.save(fitted(folder, rows), folder / f"process {rank}")
     process_state().destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def found(pretrained, tmp_path_factory):
+def found(pretrained, rows, tmp_path_factory):
     """The student's hidden states, row by row, and what one process and each of two have found."""
     folder = tmp_path_factory.mktemp("distributed")
     student = DistilBERTwithBottleNeck.from_teacher(pretrained).eval()
@@ -70,19 +71,20 @@ def found(pretrained, tmp_path_factory):
         port = free.getsockname()[1]
     # forked where that is safe: they need not import everything again
     start_method = "fork" if sys.platform == "linux" else "spawn"
-    mp.start_processes(worker, (port, folder), nprocs=2, start_method=start_method)
+    mp.start_processes(worker, (port, folder, rows), nprocs=2, start_method=start_method)
     two = [torch.load(folder / f"process {rank}", weights_only=True) for rank in range(2)]
-    states = torch.cat(list(student.hidden_states(rows(), batch_size=1)))
-    return states, fitted(folder), *two
+    states = torch.cat(list(student.hidden_states(rows, batch_size=1)))
+    return states, fitted(folder, rows), *two
 
 
-def positions():
-    return np.sort(draw_positions(int(rows().lengths.sum()), MAX_VECTORS, seed=0))
+@pytest.fixture(scope="module")
+def positions(rows):
+    return np.sort(draw_positions(int(rows.lengths.sum()), MAX_VECTORS, seed=0))
 
 
-def test_the_same_positions_are_drawn_whatever_the_batches_and_processes(found):
+def test_the_same_positions_are_drawn_whatever_the_batches_and_processes(found, positions):
     states, *processes = found
-    expected = states[positions()]
+    expected = states[positions]
     # next to one another in the sample, but further apart than rounding could move them
     assert (expected[1:] - expected[:-1]).abs().amax(1).min() > 1000 * ROUNDING
     for process in processes:
@@ -112,9 +114,9 @@ def test_keys_agree_to_the_encoders_rounding(found):
         torch.testing.assert_close(first[name], one[name], atol=ROUNDING, rtol=0)
 
 
-def test_each_process_encodes_its_share_of_the_rows_that_are_drawn(found):
+def test_each_process_encodes_its_share_of_the_rows_that_are_drawn(found, rows, positions):
     _, one, first, second = found
-    drawn = len(set(rows().lengths.cumsum().searchsorted(positions(), side="right")))
+    drawn = len(set(rows.lengths.cumsum().searchsorted(positions, side="right")))
     assert one["rows encoded"] == len(BATCH_SIZES) * drawn
     shares = [int(process["rows encoded"]) for process in (first, second)]
     assert sum(shares) == len(BATCH_SIZES) * drawn
