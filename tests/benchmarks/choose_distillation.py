@@ -2,35 +2,28 @@
 
 ``OMP_NUM_THREADS=1 python tests/benchmarks/choose_distillation.py --tasks cola qnli --seeds 0 1`` adds one line a
 trial to ``data/results/distillation_choices.jsonl`` and leaves out those that stand there. Teachers come from, and
-go to, ``data/runs``. A trial is a stage on hidden states, layer by layer on fresh text (or none), and then one on
+go to, ``--runs``. A trial is a stage on hidden states, layer by layer on fresh text (or none), and then one on
 logits.
 """
 
-import argparse
 import copy
-import json
 import tempfile
 import time
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 
-import numpy as np
 import torch
-from datasets import disable_progress_bars
-from filelock import FileLock
 from torch import Tensor, nn
 from transformers import set_seed
-from transformers.utils import ModelOutput, logging
+from transformers.utils import ModelOutput
+from trials import add_trial, experiments, parse
 
-from kvlib import DistilBERTwithBottleNeck, DistillationTrainer, Experiment, fine_tune, get_profile
+from kvlib import DistilBERTwithBottleNeck, DistillationTrainer, Experiment, fine_tune
 from kvlib.augmentation import FreshTextDataset
 from kvlib.data import MODEL_INPUTS
 from kvlib.evaluation import evaluate
 from kvlib.loss import distillation_loss, layer_loss
 from kvlib.training import LayerTrainer
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -81,6 +74,8 @@ TRIALS: dict[str, tuple[Layers | None, Logits]] = {
     "3 passes of layers on the same text, then logits and labels": (Layers(3, fresh=False), Logits()),
     "3 passes of layers from 0, 2, 5, then logits and labels": (Layers(3, start=(0, 2, 5)), Logits()),
     "3 passes of layers and of embeddings, then logits and labels": (Layers(3, embeddings=True), Logits()),
+    "1 pass of layers, then logits and labels": (Layers(1), Logits()),
+    "5 passes of layers, then logits and labels": (Layers(5), Logits()),
     "10 passes of layers, then logits and labels": (Layers(10), Logits()),
 }
 
@@ -186,52 +181,38 @@ def logits_stage(experiment: Experiment, student: nn.Module, options: Logits, fo
     return student
 
 
+def trial(experiment: Experiment, name: str, aligned: dict[Layers, nn.Module]) -> dict[str, object]:
+    """Train a student on hidden states (or take it from `aligned`), then on logits; score it on held-out rows."""
+    (layers, logits), begun = TRIALS[name], time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        if layers and layers not in aligned:
+            aligned[layers] = layers_stage(experiment, layers, f"{folder}/layers")
+        layers_seconds = time.perf_counter() - begun
+        student = copy.deepcopy(aligned[layers]) if layers else start(experiment, (0, 2, 4))
+        logits_stage(experiment, student, logits, f"{folder}/logits")
+    with experiment.precision():
+        scores = {
+            who: evaluate(model, experiment.held_out)[experiment.task.metrics[0]]
+            for who, model in (("student", student), ("teacher", experiment.model("teacher")))
+        }
+    return scores | {
+        "rows": len(experiment.held_out),
+        "layers": layers and asdict(layers), "logits": asdict(logits),
+        "layer_loss": getattr(aligned.get(layers), "layer_loss", None),
+        "layers_seconds": layers_seconds, "seconds": time.perf_counter() - begun,
+    }  # fmt: skip
+
+
 def main() -> None:
     """Run the trials that are not yet in the file."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--source", default="../shared/glue")
-    parser.add_argument("--tasks", nargs="+", default=["cola", "qnli", "mnli"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--trials", nargs="+", default=list(TRIALS))
-    parser.add_argument("--output", type=Path, default=ROOT / "data" / "results" / "distillation_choices.jsonl")
-    arguments = parser.parse_args()
-    disable_progress_bars()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    aligned: dict[tuple, nn.Module] = {}
-    for seed in arguments.seeds:
+    arguments = parse(__doc__, ["cola", "qnli", "mnli"], [0, 1], "distillation_choices.jsonl", list(TRIALS))
+    for experiment in experiments(arguments):
+        # outside the time of a trial
+        experiment.teacher_logits  # noqa: B018
+        aligned: dict[Layers, nn.Module] = {}
         for name in arguments.trials:
-            layers, logits = TRIALS[name]
-            for task in arguments.tasks:
-                done = arguments.output.read_text().splitlines() if arguments.output.exists() else []
-                key = {"trial": name, "task": task, "seed": seed}
-                if any(key.items() <= json.loads(line).items() for line in done):
-                    continue
-                experiment = Experiment(task, arguments.source, get_profile("real"), seed, max_rows=10_000)
-                experiment.teacher_logits  # noqa: B018 (outside the time)
-                place, begun = (task, seed, layers), time.perf_counter()
-                with tempfile.TemporaryDirectory() as folder:
-                    if layers and place not in aligned:
-                        aligned[place] = layers_stage(experiment, layers, f"{folder}/layers")
-                    layers_seconds = time.perf_counter() - begun
-                    student = copy.deepcopy(aligned[place]) if layers else start(experiment, (0, 2, 4))
-                    logits_stage(experiment, student, logits, f"{folder}/logits")
-                metric = experiment.task.metrics[0]
-                with experiment.precision():
-                    scores = {
-                        who: evaluate(model, experiment.held_out)[metric]
-                        for who, model in (("student", student), ("teacher", experiment.model("teacher")))
-                    }
-                record = key | scores | {
-                    "rows": len(experiment.held_out),
-                    "layers": layers and asdict(layers), "logits": asdict(logits),
-                    "layer_loss": getattr(aligned.get(place), "layer_loss", None),
-                    "layers_seconds": layers_seconds, "seconds": time.perf_counter() - begun,
-                }  # fmt: skip
-                with FileLock(f"{arguments.output}.lock"), arguments.output.open("a") as output:
-                    output.write(json.dumps(record) + "\n")
-                print(name, task, seed, {n: round(float(np.round(s, 4)), 4) for n, s in scores.items()},
-                      record["layer_loss"], round(record["seconds"]), flush=True)  # fmt: skip
+            key = {"trial": name, "task": experiment.task.name, "seed": experiment.seed}
+            add_trial(arguments.output, key, partial(trial, experiment, name, aligned))
 
 
 if __name__ == "__main__":

@@ -20,12 +20,16 @@ from kvlib import Experiment, get_profile
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def parse(about: str, tasks: list[str], seeds: list[int], output: str) -> argparse.Namespace:
+def parse(
+    about: str, tasks: list[str], seeds: list[int], output: str, trials: list[str] | None = None
+) -> argparse.Namespace:
     """Read the options, and switch progress bars off; `output` is a file in ``data/results``."""
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--source", default="../shared/glue")
     parser.add_argument("--tasks", nargs="+", default=tasks)
     parser.add_argument("--seeds", nargs="+", type=int, default=seeds)
+    if trials:
+        parser.add_argument("--trials", nargs="+", choices=trials, default=trials)
     parser.add_argument("--runs", type=Path, help="folder of finished stages (default: data/runs)")
     parser.add_argument("--output", type=Path, default=ROOT / "data" / "results" / output)
     disable_progress_bars()
