@@ -22,8 +22,8 @@ def explain(
 ) -> pd.DataFrame:
     """Take the logits of one example apart, token by token and codebook by codebook.
 
-    The decoder is linear in the values, so every fired key adds its own push to each logit (its *logit
-    contribution*), and the pushes sum to the logits exactly (up to rounding).
+    Logits are a mean of values, so every fired key adds its own push to each logit (its *logit contribution*), and
+    the pushes sum to the logits exactly (up to rounding).
 
     Returns
     -------
@@ -31,8 +31,7 @@ def explain(
         One row a token and codebook: ``position``, ``token`` (``[mean]`` if hidden states are pooled before
         the bottleneck), ``codebook``, ``key`` (its index), ``distance`` (to that key, squared, of standardised
         vectors), ``runner_up_gap`` (how much further the second nearest key is, same unit; NaN with one key)
-        and one column ``push_<label>`` a logit. A linear decoder's bias stands in a last row with token
-        ``[bias]``.
+        and one column ``push_<label>`` a logit.
 
     Raises
     ------
@@ -52,7 +51,7 @@ def explain(
     distances = distances.transpose(0, 1)  # (N, C, K)
     nearest = distances.gather(-1, keys.unsqueeze(-1)).squeeze(-1)  # (N, C)
     gaps = distances.scatter(-1, keys.unsqueeze(-1), torch.inf).amin(-1) - nearest
-    pushes = pushes_of(model, bottleneck.lookup(keys)) / len(keys)  # (N, C, num_labels)
+    pushes = bottleneck.lookup(keys) / keys.numel()  # (N, C, num_labels)
 
     names = tokenizer.convert_ids_to_tokens(encoded["input_ids"][0].tolist())
     if mask.shape[1] == 1:
@@ -70,23 +69,12 @@ def explain(
         }
     )
     frame[labels] = pushes.flatten(0, 1).cpu().numpy()
-    if model.config.decoder == "linear":
-        bias = dict(zip(labels, model.decoder.bias.tolist(), strict=True))
-        frame.loc[len(frame)] = {"position": -1, "token": "[bias]", "codebook": -1, "key": -1, **bias}
     return frame
 
 
 def longest_input(model: EncoderWithBottleNeck, tokenizer: PreTrainedTokenizerBase) -> int:
     """Return how many tokens are read of a text: as many as in training, which the tokenizer was saved with."""
     return min(tokenizer.model_max_length, model.config.max_position_embeddings)
-
-
-def pushes_of(model: EncoderWithBottleNeck, values: torch.Tensor) -> torch.Tensor:
-    """Push of values ``(N, C, dim_value)`` on each logit, in a text of one token: ``(N, C, num_labels)``."""
-    if model.config.decoder == "mean":
-        return values / values.shape[1]
-    weights = model.decoder.weight.unflatten(1, values.shape[1:])  # (num_labels, C, dim_value)
-    return torch.einsum("ncv,lcv->ncl", values, weights)
 
 
 def shared_keys(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
@@ -96,8 +84,7 @@ def shared_keys(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     same key, 0 to 1.
     """
     left, right = (
-        frame[frame["codebook"] >= 0].pivot(index=["position", "token"], columns="codebook", values="key")
-        for frame in (first, second)
+        frame.pivot(index=["position", "token"], columns="codebook", values="key") for frame in (first, second)
     )
     same = (left.to_numpy()[:, None] == right.to_numpy()[None]).mean(-1)
     rows, columns = (table.index.get_level_values("token").tolist() for table in (left, right))
@@ -127,9 +114,8 @@ def edit(
         raise ValueError(f"value_of is {value_of}, expected a key index from 0 to {size - 1}")
     edited, labels = frame.copy(), push_columns(frame)
     if value_of is not None:
-        values = model.bottleneck.values[:, value_of].unsqueeze(0)  # (1, C, dim_value)
-        push = pushes_of(model, values)[0, codebook] / (frame["position"].max() + 1)
-        edited.loc[rows, labels] = push.cpu().numpy()
+        # as many terms as rows
+        edited.loc[rows, labels] = (model.bottleneck.values[codebook, value_of] / len(frame)).cpu().numpy()
     edited.loc[rows, labels] *= strength
     return edited
 
@@ -208,7 +194,7 @@ def loudest_keys(
     regression) and ``tokens`` (the three that fire it most, with their numbers). Raises ValueError if `fired` was
     made from other sentences.
     """
-    pushes = pushes_of(model, model.bottleneck.values.transpose(0, 1)).cpu()  # (K, C, num_labels)
+    pushes = model.bottleneck.values.transpose(0, 1).cpu() / model.bottleneck.num_codebooks  # (K, C, num_labels)
     if len(model.config.id2label) > 1:
         pushes = pushes - pushes.mean(-1, keepdim=True)
     hits = model.bottleneck.hits(fired.key_indices)  # (C, K)

@@ -53,8 +53,6 @@ class BottleneckConfig(PreTrainedConfig):
 
     # the mean over real tokens is that of hidden states, "before" the search, or that of values, "after" it
     pool: str = "after"
-    # logits are the "mean" of the values over the codebooks, or dropout and a "linear" layer on all of them
-    decoder: str = "mean"
     num_codebooks: int = 64
     codebook_size: int = 4096
     projection: str = "chunk"
@@ -94,8 +92,8 @@ class EncoderWithBottleNeck(PreTrainedModel):
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
-        # there was a choice of pooling once: a model that was saved with the other is not read as what it is not
-        choices = {"pool": ("before", "after"), "decoder": ("mean", "linear"), "pooling": ("mean",)}
+        # pooling and decoder were choices once: a model that was saved with another is refused
+        choices = {"pool": ("before", "after"), "pooling": ("mean",), "decoder": ("mean",)}
         for name, allowed in choices.items():
             found = getattr(config, name, allowed[0])
             if found not in allowed:
@@ -106,16 +104,14 @@ class EncoderWithBottleNeck(PreTrainedModel):
 
     def _add_head(self, dropout: float) -> None:
         config = self.config
-        self.dropout = nn.Dropout(dropout)
         if self.has_bottleneck:
-            dim_value = config.num_labels if config.decoder == "mean" else None
-            sizes = config.hidden_size, config.num_codebooks, config.codebook_size, dim_value
+            # a value is a vector of logits
+            sizes = config.hidden_size, config.num_codebooks, config.codebook_size, config.num_labels
             self.bottleneck = DiscreteKeyValueBottleneck(
                 *sizes, config.projection, config.dim_key, config.standardize
             )
-            if config.decoder == "linear":
-                self.decoder = nn.Linear(self.bottleneck.values[:, 0].numel(), config.num_labels)
         else:
+            self.dropout = nn.Dropout(dropout)
             self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
@@ -221,14 +217,10 @@ class EncoderWithBottleNeck(PreTrainedModel):
         return states, attention_mask, encoded
 
     def decode(self, key_indices: Tensor) -> Tensor:
-        """Turn key indices ``(B, T, C)``, -1 at padding, into logits ``(B, num_labels)``."""
+        """Turn key indices ``(B, T, C)``, -1 at padding, into logits ``(B, num_labels)``: a mean of values."""
         real = key_indices[..., 0] >= 0  # (B, T)
-        values = self.bottleneck.lookup(key_indices[real])  # (N, C, dim_value)
-        pooled = pool_real_tokens(values, real)  # (B, C, dim_value)
-        if self.config.decoder == "mean":
-            return pooled.mean(1)
-        # values stay in float32 where the rest of the model is in half precision
-        return self.decoder(self.dropout(pooled.flatten(1)).to(self.decoder.weight.dtype))
+        values = self.bottleneck.lookup(key_indices[real])  # (N, C, num_labels)
+        return pool_real_tokens(values, real).mean(1)
 
     @can_return_tuple
     def forward(
@@ -355,8 +347,8 @@ class DistilBERTwithBottleNeck(EncoderWithBottleNeck, DistilBertPreTrainedModel)
         """Return a new student: this one's encoder, frozen, and a bottleneck with frozen keys and values at zero.
 
         The keys are fitted on the hidden states of the real tokens of `dataset`, whose labels are not looked at.
-        `seed` is for the keys and a linear decoder's weights; `options` are fields of `BottleneckConfig`, such as
-        ``num_codebooks``; TypeError for any other.
+        `seed` is for the keys; `options` are fields of `BottleneckConfig`, such as ``num_codebooks``, TypeError is
+        raised for any other.
         """
         return self._with_encoder(self, options | {"has_bottleneck": True}, seed)._fit_keys(dataset, seed)
 

@@ -29,11 +29,11 @@ FIRST = "The young nurse thanked the old teacher on Monday."
 SECOND = "On Monday, the old teacher was thanked by the young nurse."
 
 
-@pytest.fixture(scope="module", params=["mean", "linear"])
-def student(request, pretrained, small):
+@pytest.fixture(scope="module")
+def student(pretrained, small):
     torch.manual_seed(0)
     plain = DistilBERTwithBottleNeck.from_teacher(pretrained)
-    found = plain.discretize(small[0], num_codebooks=16, codebook_size=8, decoder=request.param)
+    found = plain.discretize(small[0], num_codebooks=16, codebook_size=8)
     torch.nn.init.normal_(found.bottleneck.values, generator=torch.Generator().manual_seed(0))
     return found
 
@@ -45,10 +45,9 @@ def test_pushes_sum_to_the_logits(student, tokenizer):
         output = student(**encoded)
     pushes = frame[["push_not_equivalent", "push_equivalent"]].sum().to_numpy(np.float32).copy()
     torch.testing.assert_close(torch.from_numpy(pushes), output.logits[0], atol=1e-5, rtol=1e-5)
-    fired = frame[frame["codebook"] >= 0].pivot(index="position", columns="codebook", values="key")
+    fired = frame.pivot(index="position", columns="codebook", values="key")
     assert (fired.to_numpy() == output.key_indices[0].numpy()).all()
     assert (frame["runner_up_gap"].dropna() >= -1e-4).all()
-    assert (frame["token"].iloc[-1] == "[bias]") == (student.config.decoder == "linear")
 
 
 def test_explain_refuses_what_it_cannot_explain(student, pretrained, tokenizer):

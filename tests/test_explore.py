@@ -27,7 +27,7 @@ from workbook.keys import align_keys, align_tokens, keys_by_lead, strongest_keys
 
 FIRST = "The young nurse thanked the old teacher on Monday."
 SECOND = "On Monday, the old teacher was thanked by the young nurse."
-OPTIONS = [{}, {"decoder": "linear"}, {"pool": "before"}, {"pool": "before", "decoder": "linear"}]
+OPTIONS = [{}, {"pool": "before"}]
 
 
 @pytest.fixture(scope="module", params=OPTIONS, ids=lambda options: "-".join(options.values()) or "default")
@@ -172,9 +172,7 @@ def test_pushes_by_token_sum_to_the_logits_in_the_order_of_the_text(student, tok
     frame = explain(student, tokenizer, FIRST)
     found = push_by_token(frame)
     torch.testing.assert_close(as_model(found), logits_of(student, tokenizer, FIRST), atol=1e-5, rtol=1e-5)
-    linear = student.config.decoder == "linear"
-    positions = found["position"].tolist()
-    assert positions == [*range(len(positions) - linear), *([-1] if linear else [])]
+    assert found["position"].tolist() == list(range(len(found)))
     if student.config.pool == "after":
         assert found["token"].tolist()[: len(tokenizer.tokenize(FIRST)) + 2] == [
             "[CLS]",
@@ -185,7 +183,7 @@ def test_pushes_by_token_sum_to_the_logits_in_the_order_of_the_text(student, tok
 
 def test_the_strongest_key_of_a_label_is_no_weaker_than_any(student, tokenizer):
     frame = explain(student, tokenizer, FIRST)
-    fired, codebook = frame[frame["codebook"] >= 0].iloc[5][["key", "codebook"]]
+    fired, codebook = frame.iloc[5][["key", "codebook"]]
     tokens = frame["position"].max() + 1
     for label, key, push in strongest_keys(student, codebook).itertuples(index=False):
         pushes = []
@@ -263,13 +261,12 @@ def test_pushes_of_training_tokens_are_those_of_their_sentences(student, small):
         here = training.inputs["input_ids"][row]
         whole = training.tokenizer.convert_ids_to_tokens(here) if len(tokens) > 1 else ["[sentence]"]
         assert tokens["token"].tolist() == whole
-        # a text's pushes are the mean of those of its tokens, without the bias
+        # a text's pushes are the mean of those of its tokens
         inputs = training.collate([training[row]])
         with torch.inference_mode():
             logits = student.eval()(inputs["input_ids"], inputs["attention_mask"]).logits[0]
-        bias = student.decoder.bias if student.config.decoder == "linear" else 0.0
         pushes = torch.from_numpy(tokens[push_columns(found)].to_numpy().mean(0))
-        torch.testing.assert_close(pushes, (logits - bias).detach(), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(pushes, logits, atol=1e-4, rtol=1e-4)
 
 
 # two sentences side by side, and many keys at once
@@ -314,12 +311,11 @@ def test_keys_are_ranked_by_how_far_they_push_the_answer_ahead(student, tokenize
     logits = logits_of(student, tokenizer, FIRST, SECOND)
     answer, runner_up = logits.sort(descending=True).indices[:2].tolist()
     ranked = keys_by_lead(frame)
-    fired = frame[frame["codebook"] >= 0]
-    assert ranked["tokens"].sum() == len(fired) and ranked["lead"].is_monotonic_decreasing
+    assert ranked["tokens"].sum() == len(frame) and ranked["lead"].is_monotonic_decreasing
     assert not ranked.duplicated(["codebook", "key"]).any()
     pushes = push_columns(frame)
     for row in ranked.iloc[[0, -1]].itertuples():
-        here = fired[(fired["codebook"] == row.codebook) & (fired["key"] == row.key)]
+        here = frame[(frame["codebook"] == row.codebook) & (frame["key"] == row.key)]
         assert row.tokens == len(here)
         assert row.lead == pytest.approx((here[pushes[answer]] - here[pushes[runner_up]]).sum(), abs=1e-6)
 
@@ -332,9 +328,8 @@ def test_many_keys_are_switched_off_as_one_after_another(student, tokenizer):
         one_by_one = edit(student, one_by_one, codebook, key, strength=0.0)
     pd.testing.assert_frame_equal(switch_off(frame, keys.head(7)), one_by_one)
     pd.testing.assert_frame_equal(switch_off(frame, keys.head(0)), frame)
-    left = switch_off(frame, keys)  # a bias stays
-    assert left.loc[left["codebook"] >= 0, push_columns(frame)].abs().to_numpy().max() == 0
-    assert left[left["codebook"] < 0].equals(frame[frame["codebook"] < 0])
+    left = switch_off(frame, keys)
+    assert left[push_columns(frame)].abs().to_numpy().max() == 0
 
 
 # the widget, without a browser

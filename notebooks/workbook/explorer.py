@@ -159,9 +159,8 @@ class Explorer(Bench):
         except ValueError as error:
             return self._clear(str(error))
         self._says.value = "".join(f'<p class="kv-says">{escape(line)}</p>' for line in self._remarks(pair))
-        fired = self.frame[self.frame["codebook"] >= 0]
-        strongest = fired.loc[fired[push_columns(fired)].abs().max(axis=1).idxmax()]
-        tokens = fired.drop_duplicates("position")
+        strongest = self.frame.loc[self.frame[push_columns(self.frame)].abs().max(axis=1).idxmax()]
+        tokens = self.frame.drop_duplicates("position")
         with self._fill():
             self.token.options = [
                 (f"{position} {token}", position) for position, token in tokens[["position", "token"]].to_numpy()
@@ -182,8 +181,7 @@ class Explorer(Bench):
 
     def _check_sums(self) -> str:
         """Say whether the pushes sum to the logits that the model computes from the same keys."""
-        fired = self.frame[self.frame["codebook"] >= 0]
-        keys = fired["key"].to_numpy().reshape(1, -1, self.student.bottleneck.num_codebooks)
+        keys = self.frame["key"].to_numpy().reshape(1, -1, self.student.bottleneck.num_codebooks)
         with torch.inference_mode():
             logits = self.student(key_indices=torch.tensor(keys, device=self.student.device)).logits[0].tolist()
         sums = compare_logits(self.frame, self.frame)
@@ -244,7 +242,7 @@ class Explorer(Bench):
         state = "as it is" if swapped is None else f"replaced by that of key {swapped}"
         state = "switched off" if strength == 0 else state if strength == 1 else f"{state}, times {strength:.1f}"
         by_token = push_by_token(self.edited)
-        by_token["token"] = [f"{p} {t}" if p >= 0 else t for p, t in by_token[["position", "token"]].to_numpy()]
+        by_token["token"] = by_token["position"].astype(str) + " " + by_token["token"]
         here = self.frame[(self.frame["codebook"] == codebook) & (self.frame["key"] == key)]
         tokens = by_token.loc[by_token["position"].isin(here["position"]), "token"].tolist()
         tokens = ", ".join(tokens[:8]) + (f" and {len(tokens) - 8} more" if len(tokens) > 8 else "")

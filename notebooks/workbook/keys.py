@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 from kvlib.data import CustomDataset
-from kvlib.explore import push_columns, pushes_of, tokens_at
+from kvlib.explore import push_columns, tokens_at
 from kvlib.student import EncoderWithBottleNeck
 from kvlib.training import KeyIndexDataset
 
@@ -20,9 +20,9 @@ def align_tokens(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     """
     tokens, positions = [], []
     for frame in (first, second):
-        fired = frame[frame["codebook"] >= 0].drop_duplicates("position")
-        tokens.append(fired["token"].tolist())
-        positions.append(fired["position"].tolist())
+        once = frame.drop_duplicates("position")
+        tokens.append(once["token"].tolist())
+        positions.append(once["position"].tolist())
     rows = []
     for kind, start, end, other_start, other_end in SequenceMatcher(None, *tokens, autojunk=False).get_opcodes():
         here, there = range(start, end), range(other_start, other_end)
@@ -57,8 +57,7 @@ def keys_by_lead(frame: pd.DataFrame) -> pd.DataFrame:
     it) and ``lead``, the sum of their pushes on the answer minus those on the runner-up.
     """
     answer, runner_up = frame[push_columns(frame)].sum().sort_values(ascending=False).index[:2]
-    fired = frame[frame["codebook"] >= 0]
-    leads = fired.assign(lead=fired[answer] - fired[runner_up]).groupby(["codebook", "key"])["lead"]
+    leads = frame.assign(lead=frame[answer] - frame[runner_up]).groupby(["codebook", "key"])["lead"]
     found = leads.agg(tokens="size", lead="sum").reset_index()
     return found.sort_values("lead", ascending=False, kind="stable", ignore_index=True)
 
@@ -86,7 +85,7 @@ def training_pushes(model: EncoderWithBottleNeck, training: CustomDataset, fired
     labels = np.asarray(training.labels)[frame["row"]]
     frame["label"] = labels if training.task.is_regression else np.take(names, labels)
     keys = fired.key_indices.long().to(model.device)
-    pushes = pushes_of(model, model.bottleneck.lookup(keys)).sum(1)  # (N, num_labels)
+    pushes = model.bottleneck.lookup(keys).mean(1)  # (N, num_labels)
     frame[[f"push_{name}" for name in names]] = pushes.cpu().numpy()
     return frame
 
@@ -97,7 +96,6 @@ def strongest_keys(model: EncoderWithBottleNeck, codebook: int) -> pd.DataFrame:
 
     One row a ``label``: ``key`` and ``push``, in a text of one token (divide by T for T tokens).
     """
-    values = model.bottleneck.values.transpose(0, 1)  # (K, C, dim_value)
-    push, key = pushes_of(model, values)[:, codebook].max(0)
+    push, key = (model.bottleneck.values[codebook] / model.bottleneck.num_codebooks).max(0)
     labels = [name for _, name in sorted(model.config.id2label.items())]
     return pd.DataFrame({"label": labels, "key": key.cpu().numpy(), "push": push.cpu().numpy()})

@@ -94,8 +94,7 @@ class TokenStrip(Bench):
         for column, place, frame in zip(
             ("lead", "lead_other"), ("position", "position_other"), frames, strict=True
         ):
-            fired = frame[frame["codebook"] >= 0]  # a bias belongs to no token
-            self.tokens[column] = self.tokens[place].map(fired.groupby("position")["lead"].sum())
+            self.tokens[column] = self.tokens[place].map(frame.groupby("position")["lead"].sum())
         self._strip.value = _strip(self.tokens, frames[0]["codebook"].max() + 1)
         keys = align_keys(*frames)
         keys = keys[keys["differs"] & (keys["position"] == self.token.value)]

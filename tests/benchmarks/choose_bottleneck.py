@@ -17,11 +17,10 @@ from trials import add_trial, experiments, frozen_encoder, parse
 from kvlib import CustomDataset, DistillationTrainer, Experiment, KeyIndexDataset, fine_tune
 from kvlib.evaluation import evaluate
 
-# what differs from the profile's bottleneck: values after the search, mean over tokens and codebooks, chunks
+# what differs from the profile's bottleneck: the mean of values, chunks
 CHOICES = {
     "profile": {},
     "pool before": {"pool": "before"},
-    "linear decoder": {"decoder": "linear"},
     "random projection": {"projection": "random"},
     "keys of other tasks": {"other_tasks": True},
     **{f"C = {size}": {"num_codebooks": size} for size in (8, 16, 64, 128)},

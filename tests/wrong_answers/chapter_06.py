@@ -154,62 +154,39 @@ def leads_of(frame):
 
 
 def count(total, leads):
-    turned = total - np.cumsum(leads) <= 0
-    return int(turned.argmax()) + 1 if turned.any() else None
-
-
-def fired(frame):
-    return frame["codebook"].to_numpy() >= 0
+    return int((np.cumsum(leads) >= total).argmax()) + 1
 
 
 @wrong("6.3", "returns a share", "gives a whole number of rows", "not a share")
 def share_of_rows(frame):
     leads = leads_of(frame)
-    return count(leads.sum(), np.sort(leads[fired(frame)])[::-1]) / len(frame)
+    return count(leads.sum(), np.sort(leads)[::-1]) / len(frame)
 
 
 @wrong("6.3", "from the first row on", "begins with the rows that push hardest", "from high to low")
 def first_rows(frame):
     leads = leads_of(frame)
-    return count(leads.sum(), leads[fired(frame)])
+    return count(leads.sum(), leads)
 
 
 @wrong("6.3", "winner's push only", "weighs a row by both of its pushes", "its lead is their difference")
 def winner_only(frame):
     pushes = frame[[name for name in frame.columns if name.startswith("push_")]]
     winner = pushes[pushes.sum().idxmax()].to_numpy()
-    return count(winner.sum(), np.sort(winner[fired(frame)])[::-1])
+    return count(winner.sum(), np.sort(winner)[::-1])
 
 
 @wrong("6.3", "sorts by size", "leaves the rows that push the other way", "with its sign")
 def by_size(frame):
     leads = leads_of(frame)
-    return count(leads.sum(), sorted(leads[fired(frame)], key=abs, reverse=True))
+    return count(leads.sum(), sorted(leads, key=abs, reverse=True))
 
 
 @wrong("6.3", "second class wins", "works for either verdict", "it may be the first")
 def second_class(frame):
     no, yes = (frame[name].to_numpy() for name in frame.columns if name.startswith("push_"))
     leads = yes - no
-    return count(leads.sum(), np.sort(leads[fired(frame)])[::-1])
-
-
-@wrong("6.3", "takes the bias away", "counts a bias in the lead, and leaves it there", "cannot be taken away")
-def bias_too(frame):
-    leads = leads_of(frame)
     return count(leads.sum(), np.sort(leads)[::-1])
-
-
-@wrong("6.3", "drops the bias", "counts a bias in the lead, and leaves it there", "belongs to the logits")
-def without_bias(frame):
-    leads = leads_of(frame[fired(frame)])
-    return count(leads.sum(), np.sort(leads)[::-1])
-
-
-@wrong("6.3", "argmax of nothing", "gives None where no number turns the verdict", "ask any() first")
-def argmax_alone(frame):
-    leads = leads_of(frame)
-    return int((leads.sum() - np.cumsum(np.sort(leads[fired(frame)])[::-1]) <= 0).argmax()) + 1
 
 
 def lead_of(frame, label, answer=None):
@@ -220,8 +197,7 @@ def lead_of(frame, label, answer=None):
 
 
 def by_pair(frame, lead):
-    fired = frame["codebook"] >= 0
-    return lead[fired].groupby([frame["codebook"][fired], frame["key"][fired]]).sum()
+    return lead.groupby([frame["codebook"], frame["key"]]).sum()
 
 
 def ranked(totals, limit):
@@ -296,20 +272,6 @@ def key_alone(kinds, labels, frames, limit=3):
         return lead.groupby([first, frame["key"]]).sum()
 
     return kinds_with(kinds, labels, frames, limit, total=total)
-
-
-@wrong("6.4", "ranks the bias", "counts a bias for the answer, and not among the pairs", "it is no key")
-def bias_among_pairs(kinds, labels, frames, limit=3):
-    def total(frame, lead):
-        return lead.groupby([frame["codebook"], frame["key"]]).sum()
-
-    return kinds_with(kinds, labels, frames, limit, total=total)
-
-
-@wrong("6.4", "drops the bias first", "counts a bias for the answer, and not among the pairs", "after the answer")
-def bias_dropped(kinds, labels, frames, limit=3):
-    fired = {row: frame[frame["codebook"] >= 0] for row, frame in frames.items()}
-    return kinds_with(kinds, labels, fired, limit)
 
 
 @wrong("6.4", "weakest first", "gives `limit` pairs, the strongest first", "nlargest(limit)")

@@ -181,12 +181,10 @@ def middle(answer: Answer) -> None:
 PUSHES = Exercise("6.3", "How many pushes carry the verdict?", difficulty=2, minutes=10)
 
 
-def _explained(
-    leads: np.ndarray, common: np.ndarray | float = 0.0, bias: tuple[float, float] | None = None
-) -> pd.DataFrame:
+def _explained(leads: np.ndarray, common: np.ndarray | float = 0.0) -> pd.DataFrame:
     """Make a frame like `explain`'s with four codebooks: `leads` of the class yes over no, key by key."""
     generator = np.random.default_rng(len(leads))
-    frame = pd.DataFrame(
+    return pd.DataFrame(
         {
             "position": np.arange(len(leads)) // 4,
             "token": [f"word{number // 4}" for number in range(len(leads))],
@@ -197,10 +195,6 @@ def _explained(
             "push_yes": common + leads / 2,
         }
     )
-    if bias is not None:
-        row = {"position": -1, "token": "[bias]", "codebook": -1, "key": -1, "distance": 0.0}
-        frame.loc[len(frame)] = row | dict(zip(("push_no", "push_yes"), bias, strict=True))
-    return frame
 
 
 def _leads(seed: int, foes: float = 0.5) -> np.ndarray:
@@ -210,17 +204,15 @@ def _leads(seed: int, foes: float = 0.5) -> np.ndarray:
     return generator.permutation(leads)
 
 
-def _fewest(frame: pd.DataFrame) -> int | None:
+def _fewest(frame: pd.DataFrame) -> int:
     lead = (frame["push_yes"] - frame["push_no"]).to_numpy()
     lead = lead * np.sign(lead.sum())
-    left = lead.sum() - np.cumsum(np.sort(lead[frame["codebook"].to_numpy() >= 0])[::-1])
-    return int((left <= 0).argmax()) + 1 if (left <= 0).any() else None
+    return int((np.cumsum(np.sort(lead)[::-1]) >= lead.sum()).argmax()) + 1
 
 
 def _expect_count(answer: Answer, frame: pd.DataFrame, where: str) -> None:
     found, expected = answer(frame), _fewest(frame)
-    fits = found is None if expected is None else found is not None and expect_number(found) == expected
-    expect(fits, f"{show(found)} instead of {expected} {where}")
+    expect(expect_number(found) == expected, f"{show(found)} instead of {expected} {where}")
 
 
 @PUSHES.probe("gives a whole number of rows", hint="return how many rows, not which, and not a share")
@@ -258,23 +250,6 @@ def either_class(answer: Answer) -> None:
     _expect_count(answer, _explained(-_leads(5)), "where the first class wins")
 
 
-@PUSHES.probe(
-    "counts a bias in the lead, and leaves it there",
-    hint="the row of codebook -1 belongs to the logits, but no key fires there: it cannot be taken away",
-)
-def bias_stays(answer: Answer) -> None:
-    _expect_count(answer, _explained(_leads(6), bias=(-1.0, 1.5)), "with a bias that leads by 2.5")
-    _expect_count(answer, _explained(_leads(7), bias=(2.0, -2.5)), "with a bias that holds against by 4.5")
-
-
-@PUSHES.probe(
-    "gives None where no number turns the verdict",
-    hint="argmax of a column that is False throughout is 0: ask any() first",
-)
-def never(answer: Answer) -> None:
-    _expect_count(answer, _explained(_leads(8), bias=(0.0, 90.0)), "where the bias outweighs all other rows")
-
-
 MISTAKES = Exercise("6.4", "Three kinds of mistakes", difficulty=3, minutes=20)
 _Found = dict[str, tuple[list[int], list[tuple[int, int]]]]
 
@@ -282,8 +257,8 @@ _Found = dict[str, tuple[list[int], list[tuple[int, int]]]]
 def _fired(*rows: tuple[int, int, float, float]) -> pd.DataFrame:
     """Make a frame like `explain`'s from codebook, key and the pushes on the classes no (0) and yes (1)."""
     frame = pd.DataFrame(rows, columns=["codebook", "key", "push_no", "push_yes"])
-    frame.insert(0, "position", np.where(frame["codebook"] < 0, -1, np.arange(len(frame)) // 2))
-    frame.insert(1, "token", [f"word{position}" if position >= 0 else "[bias]" for position in frame["position"]])
+    frame.insert(0, "position", np.arange(len(frame)) // 2)
+    frame.insert(1, "token", [f"word{position}" for position in frame["position"]])
     frame["distance"] = 0.5
     return frame
 
@@ -384,17 +359,6 @@ def by_codebook(answer: Answer) -> None:
     frames = {0: _fired((0, 7, 0.0, 1.0), (1, 7, 0.0, 1.2), (0, 3, 0.0, 2.0))}
     found = _mistakes(answer, {"one": [0]}, frames=frames, limit=1)
     _expect_pairs(found, "one", [(0, 3)], "2.0 against 1.0 and 1.2")
-
-
-@MISTAKES.probe(
-    "counts a bias for the answer, and not among the pairs",
-    hint="a row of codebook -1 belongs to the logits, but it is no key: drop it after the answer is known",
-)
-def bias_is_no_pair(answer: Answer) -> None:
-    frames = {0: _fired((0, 1, 1.0, 0.0), (0, 2, 0.0, 0.5), (-1, -1, 0.0, 5.0))}
-    rows, pairs = _mistakes(answer, {"one": [0]}, frames=frames, limit=1)["one"]
-    expect(rows == [0], f"{show(rows)} instead of [0]: the bias of 5 turns the answer to yes")
-    expect(pairs == [(0, 2)], f"{show(pairs)} instead of [(0, 2)]")
 
 
 @MISTAKES.probe("gives `limit` pairs, the strongest first", hint="Series.nlargest(limit) sorts and cuts")
