@@ -73,7 +73,7 @@ ALLOWED = {
     '07_carried_keys: models = {"teacher": teacher, "teacher with bottleneck": keyed, "new keys": new_keys, '
     '"carried keys": carried}',
     "07_carried_keys: import copy",
-    '07_carried_keys: models = {"without alignment": unaligned} | models | {"teacher": keyed}',
+    '07_carried_keys: theirs, distances = keyed.bottleneck.split(states["teacher"]), {}  # (N, C, d)',
     "07_carried_keys: def lead(found):  # (N, C) key indices to what the teacher's values say: equivalent minus "
     "not_equivalent",
     "08_continual_learning: from kvlib.continual.learners import bottleneck_learner, fitted_bottleneck",

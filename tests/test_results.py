@@ -242,6 +242,30 @@ def repair_table():
     return markdown_of(table, "what is trained")
 
 
+def axes():
+    """The choices of a bottleneck: points beside the distilled student, and beside the profile's bottleneck."""
+    runs = pd.read_json(ROOT / "data" / "results" / "bottleneck_choices.jsonl", lines=True)
+    runs["gain"] = 100 * (runs["validation"] - runs["distilbert"])
+    beside = runs.pivot_table("gain", "choice", ["task", "seed"], sort=False)
+    return runs, beside - beside.loc["profile"]
+
+
+def axes_table():
+    runs, beside = axes()
+    gains = runs.pivot_table("gain", "choice", "task", sort=False)[["mnli", "rte", "cola", "qnli", "sst2"]]
+    other = runs.groupby("choice", sort=False)[["perplexity", "bits_a_token", "megabytes"]].mean()
+    columns = ["choice", *gains, "beside the profile", "runs", "perplexity", "bits a token", "MB"]
+    rows = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    for choice, gain in gains.iterrows():
+        cells = [f"{number:+.1f}".replace("-", "−") for number in gain]
+        differences = beside.loc[choice].dropna()
+        cells.append(f"{differences.mean():+.1f} ± {differences.std():.1f}".replace("-", "−"))
+        one = other.loc[choice]
+        cells += [str(len(differences)), f"{one['perplexity']:,.0f}", f"{one['bits_a_token']:,.0f}"]
+        rows.append(f"| {choice} | {' | '.join(cells)} | {one['megabytes']:.2f} |")
+    return "\n".join(rows)
+
+
 def sizes_table():
     sizes, _, _ = read_sizes(ROOT / "data" / "results" / "sizes.json")
     columns = ["C", "K", "MB", "bits a token", "perplexity", "dead keys", "quantisation error", "accuracy"]
@@ -270,6 +294,7 @@ def sizes_table():
         ("data/results/README.md", logits_kept_table),
         ("data/results/README.md", keys_table),
         ("data/results/README.md", choices_table),
+        ("data/results/README.md", axes_table),
         ("data/results/README.md", sizes_table),
         ("data/results/README.md", mini_table),
         ("README.md", continual_topics),
@@ -331,6 +356,15 @@ def test_sentences_quote_the_grid():
         f"without teacher keeps {mean['fine-tuned']} % of the teacher's score, one with the teacher's layers and "
         f"labels alone {mean['labels-only']} %, the distilled one {mean['distilbert']} %"
     ) in pages["notebooks/05_training.ipynb"]
+
+
+def test_no_choice_of_a_bottleneck_stands_out():
+    runs, beside = axes()
+    others = beside.drop("profile")
+    assert runs["used_fraction"].min() > 0.999
+    assert not ((others > 0) | others.isna()).all(axis=1).any()
+    assert not ((others < 0) | others.isna()).all(axis=1).any()
+    assert (others.mean(axis=1).abs() < others.std(axis=1)).all()
 
 
 def test_notebook_08_repairs_by_values_as_the_program_did():

@@ -84,7 +84,7 @@ STAGES: dict[str, Stage] = {
         Stage("distilbert", "distilled student", "copy", source="layers", teacher="teacher"),
         Stage(
             "retrained-head", "distilled student, head retrained", "new head",
-            source="distilbert", teacher="teacher", schedule="bottleneck", learning_rate=1e-3, role="control",
+            source="distilbert", teacher="teacher", schedule="bottleneck", learning_rate=1e-2, role="control",
         ),
         Stage(
             "bottleneck", "distilled student with bottleneck", "discretised",

@@ -135,12 +135,12 @@ def plot_bars(
     names, numbers = list(values), np.array(list(values.values()), dtype=float)
     places = np.arange(len(names))[::-1]
     ax.barh(places, numbers, height=0.62, color=[COLORS[0] if n >= 0 else COLORS[1] for n in numbers])
-    largest = np.abs(numbers).max()
-    decimals = 0 if (numbers % 1 == 0).all() else 3 if largest <= 1 else 2 if largest < 10 else 1
     low, high = numbers, numbers
     if intervals:
         low, high = np.array([intervals[name] for name in names]).T
         ax.hlines(places, low, high, color="black", linewidth=1.5)
+    largest = np.abs([numbers, low, high]).max()
+    decimals = 0 if (numbers % 1 == 0).all() else 3 if largest <= 1 else 2 if largest < 10 else 1
     if min(numbers.min(), low.min()) < 0:
         ax.axvline(0, color="black", linewidth=0.8)
     for place, number, left, right in zip(places, numbers, low, high, strict=True):
