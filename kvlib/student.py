@@ -51,7 +51,7 @@ class BottleneckConfig(PreTrainedConfig):
 
     keys_to_ignore_at_inference = ["key_indices", "packed_states"]  # noqa: RUF012 (transformers' own declaration)
 
-    # the mean over real tokens is that of hidden states, "before" the search, or that of values, "after" it
+    # the mean over real tokens is taken of hidden states, "before" the search, or of values, "after" it
     pool: str = "after"
     num_codebooks: int = 64
     codebook_size: int = 4096
@@ -92,7 +92,7 @@ class EncoderWithBottleNeck(PreTrainedModel):
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
-        # pooling and decoder were choices once: a model that was saved with another is refused
+        # pooling and decoder were options once: a model saved with anything but the mean is refused
         choices = {"pool": ("before", "after"), "pooling": ("mean",), "decoder": ("mean",)}
         for name, allowed in choices.items():
             found = getattr(config, name, allowed[0])
@@ -102,7 +102,7 @@ class EncoderWithBottleNeck(PreTrainedModel):
         # only a student's config has the choice
         self.has_bottleneck = getattr(config, "has_bottleneck", True)
 
-    def _add_head(self, dropout: float) -> None:
+    def _add_head(self) -> None:
         config = self.config
         if self.has_bottleneck:
             # a value is a vector of logits
@@ -111,7 +111,7 @@ class EncoderWithBottleNeck(PreTrainedModel):
                 *sizes, config.projection, config.dim_key, config.standardize
             )
         else:
-            self.dropout = nn.Dropout(dropout)
+            self.dropout = nn.Dropout(config.seq_classif_dropout)
             self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
@@ -128,7 +128,7 @@ class EncoderWithBottleNeck(PreTrainedModel):
             names = ", ".join(BottleneckConfig.__annotations__)
             raise TypeError(f"unknown option {', '.join(sorted(unknown))}, expected some of {names}")
         config = plain.config.to_dict()
-        # how a plain teacher's head does it
+        # a plain teacher's pooling belongs to its head, which is left behind
         config.pop("pooling", None)
         config = cls.config_class.from_dict(config | fields)
         with torch.random.fork_rng(devices=[]):
@@ -274,7 +274,7 @@ class BERTwithBottleNeck(EncoderWithBottleNeck, BertPreTrainedModel):
     def __init__(self, config: BERTwithBottleNeckConfig) -> None:
         super().__init__(config)
         self.bert = BertModel(config, add_pooling_layer=False)
-        self._add_head(config.hidden_dropout_prob)
+        self._add_head()
 
     @classmethod
     def from_teacher(cls, teacher: BERTbase, dataset: CustomDataset, seed: int = 0, **options: object) -> Self:
@@ -306,7 +306,7 @@ class DistilBERTwithBottleNeck(EncoderWithBottleNeck, DistilBertPreTrainedModel)
     def __init__(self, config: DistilBERTwithBottleNeckConfig) -> None:
         super().__init__(config)
         self.distilbert = DistilBertModel(config)
-        self._add_head(config.seq_classif_dropout)
+        self._add_head()
 
     @classmethod
     def for_task(cls, task: str | Task, checkpoint: str, **options: object) -> Self:
@@ -347,8 +347,8 @@ class DistilBERTwithBottleNeck(EncoderWithBottleNeck, DistilBertPreTrainedModel)
         """Return a new student: this one's encoder, frozen, and a bottleneck with frozen keys and values at zero.
 
         The keys are fitted on the hidden states of the real tokens of `dataset`, whose labels are not looked at.
-        `seed` is for the keys; `options` are fields of `BottleneckConfig`, such as ``num_codebooks``, TypeError is
-        raised for any other.
+        `seed` is for the keys; `options` are fields of `BottleneckConfig`, such as ``num_codebooks``. Raises
+        TypeError for any other.
         """
         return self._with_encoder(self, options | {"has_bottleneck": True}, seed)._fit_keys(dataset, seed)
 

@@ -75,7 +75,7 @@ def small(small_splits, tokenizer):
 
 @pytest.fixture(scope="session")
 def pretrained(small_checkpoint):
-    """The real pretrained encoder under a new, untrained head. Copy before training it."""
+    """The pretrained encoder with its most frequent words, under a new head. Copy before training it."""
     from kvlib import BERTbase
 
     return BERTbase.for_task("mrpc", small_checkpoint).eval()

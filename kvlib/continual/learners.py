@@ -353,7 +353,7 @@ def choose_learning_rate(
 class Values(nn.Module):
     """A bottleneck's values as a model of its own: key indices ``(n, S, C)``, -1 at padding, to logits ``(n, L)``.
 
-    As the student's decoder ``"mean"`` they are averaged over tokens and codebooks.
+    As in a student (`EncoderWithBottleNeck.decode`), they are averaged over tokens and codebooks.
     """
 
     def __init__(self, bottleneck: DiscreteKeyValueBottleneck) -> None:

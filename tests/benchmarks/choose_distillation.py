@@ -183,6 +183,7 @@ def logits_stage(experiment: Experiment, student: nn.Module, options: Logits, fo
 
 def trial(experiment: Experiment, name: str, aligned: dict[Layers, nn.Module]) -> dict[str, object]:
     """Train a student on hidden states (or take it from `aligned`), then on logits; score it on held-out rows."""
+    experiment.teacher_logits  # noqa: B018 (outside the time)
     (layers, logits), begun = TRIALS[name], time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         if layers and layers not in aligned:
@@ -207,8 +208,6 @@ def main() -> None:
     """Run the trials that are not yet in the file."""
     arguments = parse(__doc__, ["cola", "qnli", "mnli"], [0, 1], "distillation_choices.jsonl", list(TRIALS))
     for experiment in experiments(arguments):
-        # outside the time of a trial
-        experiment.teacher_logits  # noqa: B018
         aligned: dict[Layers, nn.Module] = {}
         for name in arguments.trials:
             key = {"trial": name, "task": experiment.task.name, "seed": experiment.seed}

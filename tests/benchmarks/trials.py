@@ -62,7 +62,7 @@ def frozen_encoder() -> AbstractContextManager:
 
     def forward(encoder: DistilBertModel, input_ids: Tensor, attention_mask: Tensor, **_: bool) -> BaseModelOutput:
         masks = attention_mask.bool()
-        rows = [ids[real].numpy().tobytes() for ids, real in zip(input_ids, masks, strict=True)]
+        rows = [ids[real].cpu().numpy().tobytes() for ids, real in zip(input_ids, masks, strict=True)]
         if any(row not in known for row in rows):
             states = compute(encoder, input_ids, attention_mask, return_dict=True).last_hidden_state
             known.update((row, own[real]) for row, own, real in zip(rows, states, masks, strict=True))

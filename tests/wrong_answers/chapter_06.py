@@ -182,11 +182,17 @@ def by_size(frame):
     return count(leads.sum(), sorted(leads, key=abs, reverse=True))
 
 
+@wrong("6.3", "compares with another sum", "takes all rows where all push for the verdict", "in another order")
+def other_sum(frame):
+    leads = leads_of(frame)
+    return count(leads.sum(), np.sort(leads)[::-1])
+
+
 @wrong("6.3", "second class wins", "works for either verdict", "it may be the first")
 def second_class(frame):
     no, yes = (frame[name].to_numpy() for name in frame.columns if name.startswith("push_"))
-    leads = yes - no
-    return count(leads.sum(), np.sort(leads)[::-1])
+    strongest = np.sort(yes - no)[::-1]
+    return count(strongest.cumsum()[-1], strongest)
 
 
 def lead_of(frame, label, answer=None):

@@ -207,7 +207,9 @@ def _leads(seed: int, foes: float = 0.5) -> np.ndarray:
 def _fewest(frame: pd.DataFrame) -> int:
     lead = (frame["push_yes"] - frame["push_no"]).to_numpy()
     lead = lead * np.sign(lead.sum())
-    return int((np.cumsum(np.sort(lead)[::-1]) >= lead.sum()).argmax()) + 1
+    taken = np.cumsum(np.sort(lead)[::-1])
+    # the sum in this order: another would differ by its rounding
+    return int((taken >= taken[-1]).argmax()) + 1
 
 
 def _expect_count(answer: Answer, frame: pd.DataFrame, where: str) -> None:
@@ -243,6 +245,16 @@ def both_pushes(answer: Answer) -> None:
 )
 def signed(answer: Answer) -> None:
     _expect_count(answer, _explained(_leads(4, foes=2.0)), "where six rows push hard for the other class")
+
+
+@PUSHES.probe(
+    "takes all rows where all push for the verdict",
+    hint="compare with the last of the running sums: sum() adds in another order and may round above all of them",
+)
+def all_of_them(answer: Answer) -> None:
+    leads = 1 + np.random.default_rng(6).random(120)
+    for rows in range(100, 120):
+        _expect_count(answer, _explained(leads[:rows]), f"where all {rows} push for the second class")
 
 
 @PUSHES.probe("works for either verdict", hint="the verdict is the class with the higher sum: it may be the first")
