@@ -348,6 +348,7 @@ def test_sentences_quote_the_grid():
     missed = [f"{97 - kept[name].mean():.1f}" for name in ("bottleneck", "distilbert")]
     assert f"is missed by {missed[0]} points with the bottleneck and by {missed[1]} without" in pages["README.md"]
     assert f"(with labels alone that keeps {mean['labels-only']} %)" in pages["README.md"]
+    assert f"bottleneck's values, keeps {mean['retrained-head']} % (four seeds)" in pages["README.md"]
     for name in names[:-1]:
         shares = mean_and_spread(kept[name] / 100), mean_and_spread(kept_above(runs, name))
         assert re.search(rf"{shares[0]} %[^(]*\({shares[1]} %", pages["data/results/README.md"]), name
