@@ -352,6 +352,11 @@ def test_sentences_quote_the_grid():
     for name in names[:-1]:
         shares = mean_and_spread(kept[name] / 100), mean_and_spread(kept_above(runs, name))
         assert re.search(rf"{shares[0]} %[^(]*\({shares[1]} %", pages["data/results/README.md"]), name
+    few = kept["retrained-head"].index
+    same = [f"{kept[name].loc[few].mean():.1f} %" for name in ("distilbert", "bottleneck")]
+    ahead = (kept["retrained-head"] - kept["bottleneck"].loc[few]) / 100
+    assert f"the distilled student keeps {same[0]} and the bottleneck {same[1]}" in pages["data/results/README.md"]
+    assert f"the head is ahead by {mean_and_spread(ahead)} points" in pages["data/results/README.md"]
     for name in ("bottleneck", "distilbert"):
         by_seed = ", ".join(f"{share:.1f}" for share in kept[name][:-1]) + f" and {kept[name].iloc[-1]:.1f} %"
         assert by_seed in pages["data/results/README.md"]

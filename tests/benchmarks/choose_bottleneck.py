@@ -17,7 +17,7 @@ from trials import add_trial, experiments, frozen_encoder, parse
 from kvlib import CustomDataset, DistillationTrainer, Experiment, KeyIndexDataset, fine_tune
 from kvlib.evaluation import evaluate
 
-# what differs from the profile's bottleneck: the mean of values, chunks
+# what differs from the profile's bottleneck: the mean of values, chunks, 32 codebooks of 256 keys
 CHOICES = {
     "profile": {},
     "pool before": {"pool": "before"},
