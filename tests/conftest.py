@@ -15,7 +15,7 @@ import pytest  # noqa: E402
 ORDER = (
     "02_teacher", "01_data", "00_start_here", "03_bottleneck", "09_capstone", "test_command_line", "04_loss",
     "test_recipe", "test_evidence", "test_continual", "07_carried_keys", "05_training", "06_evaluation",
-    "08_continual_learning", "test_two_processes", "test_survival", "test_hub", "test_browser", "test_machine",
+    "08_continual_learning", "test_survival", "test_hub", "test_two_processes", "test_browser", "test_machine",
 )  # fmt: skip
 
 

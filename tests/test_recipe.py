@@ -1,6 +1,8 @@
+import gc
 import json
 import shutil
 import sys
+import weakref
 from collections import Counter
 from dataclasses import replace
 
@@ -285,6 +287,18 @@ def test_bottleneck_learns_from_integers_alone(everything, recipe):
     start, trained = experiment.start("bottleneck"), experiment.model("bottleneck")
     for name, tensor in trained.state_dict().items():
         assert torch.equal(tensor, start.state_dict()[name]) == (name != "bottleneck.values"), name
+
+
+def test_a_model_is_the_same_while_it_is_held_and_no_longer_in_memory(everything, recipe):
+    experiment = recipe.experiment()
+    held = experiment.model("carried-keys")
+    assert experiment.model("carried-keys") is held
+    aligned = experiment.model("aligned")
+    before, reference = fingerprint(aligned), weakref.ref(aligned)
+    del aligned
+    gc.collect()
+    assert reference() is None
+    assert fingerprint(experiment.model("aligned")) == before
 
 
 @pytest.mark.parametrize("system", [*COMPARED, "retrained-head", "all"])

@@ -102,9 +102,10 @@ def run_once(experiment: Experiment, system: str) -> dict[str, Any]:
     record["seconds"] = sum(stage["seconds"] for stage in stages.values())
     record["peak_memory_mb"] = max((stage["peak_memory_mb"] for stage in stages.values()), default=None)
     if stages:
+        model = experiment.model(system)
         # in training mode the encoder behind a bottleneck is frozen: count what stage 3 trains
-        record["size"] = model_size(experiment.model(system).train())
-        experiment.model(system).eval()
+        record["size"] = model_size(model.train())
+        model.eval()
         record["agreement"] = _agreement(experiment, system)
     if system in ("new-keys", "carried-keys"):
         record["keys"] = _keys_beside_the_teachers(experiment, system)

@@ -13,6 +13,7 @@ from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import pandas as pd
@@ -125,7 +126,9 @@ class Experiment:
         self.train_split, self._held_out_split = hold_out(self.data["train"], seed=seed)
         self.records: dict[str, dict[str, Any]] = {}
         self.histories: dict[str, pd.DataFrame] = {}
-        self._models: dict[str, PreTrainedModel] = {}
+        # kept while someone holds them: all systems at once would fill a GPU
+        self._models: WeakValueDictionary[str, PreTrainedModel] = WeakValueDictionary()
+        self._fingerprints: dict[str, str] = {}
         self._predictions: dict[tuple[str, str], np.ndarray] = {}
 
     @cached_property
@@ -150,18 +153,27 @@ class Experiment:
     def model(self, name: str) -> PreTrainedModel:
         """Return the trained model of one of `STAGES`, on `kvlib.machine.device`.
 
+        It is the same one as long as somebody holds it, and then read again from disk.
+
         Raises
         ------
         WeakTeacherError
             If the teacher that it needs does not beat the majority class on the held-out rows.
         """
-        if name not in self._models:
-            stage = STAGES[name]
-            model = self._read_or_train(stage)
-            if name == "teacher":
-                self._refuse_weak_teacher(model)
+        model = self._models.get(name)
+        if model is None:
+            model = self._read_or_train(STAGES[name])
+            if name not in self._fingerprints:
+                if name == "teacher":
+                    self._refuse_weak_teacher(model)
+                self._fingerprints[name] = fingerprint(model)
             self._models[name] = model
-        return self._models[name]
+        return model
+
+    def _fingerprint_of(self, name: str) -> str:
+        if name not in self._fingerprints:
+            self.model(name)
+        return self._fingerprints[name]
 
     @cached_property
     def teacher_logits(self) -> Tensor:
@@ -298,7 +310,7 @@ class Experiment:
         checkpoints = [
             checkpoint_fingerprint(name) for name in (p.teacher_checkpoint, p.student_checkpoint) if name
         ]
-        parents = {name: fingerprint(self.model(name)) for name in (stage.source, stage.teacher) if name}
+        parents = {name: self._fingerprint_of(name) for name in (stage.source, stage.teacher) if name}
         made_from = {
             "format": STAGE_FORMAT,
             "stage": stage.name,
