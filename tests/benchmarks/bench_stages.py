@@ -5,6 +5,8 @@ the median of the ratios of the rounds.
 """
 
 import argparse
+import cProfile
+import pstats
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
@@ -122,6 +124,36 @@ def runs(task: str, tokenize: Callable[..., CustomDataset]) -> dict[str, Callabl
     }
 
 
+# of a step of stage 3: file and function, and what it does
+PARTS = {
+    ("transformers/trainer.py", "get_batch_samples"): "reading the batch",
+    ("kvlib/student.py", "train"): "training mode, which the Trainer sets in every step",
+    ("kvlib/training.py", "compute_loss"): "forward pass and loss",
+    ("accelerate/accelerator.py", "backward"): "backward pass",
+    ("transformers/trainer.py", "_clip_grad_norm"): "clipping",
+    ("accelerate/optimizer.py", "step"): "AdamW",
+    ("modules/module.py", "zero_grad"): "clearing gradients",
+}
+
+
+def profile_stage_3(task: str, source: Path, share: float) -> None:
+    """Print where the epochs of stage 3 spend their time, by `cProfile`, which weighs Python's calls too much."""
+    split = load_glue(task, source)["train"].shuffle(seed=0)
+    split = split.select(range(round(share * len(split))))
+    run = runs(task, partial(CustomDataset, split, load_tokenizer(), task, PROFILE.max_length))["stage 3"]
+    run()
+    recorded = cProfile.Profile()
+    recorded.runcall(run)
+    found = pstats.Stats(recorded).stats
+    took = {
+        key: sum(found[one][3] for one in found if one[0].endswith(key[0]) and one[2] == key[1]) for key in PARTS
+    }
+    (whole,) = (found[one][3] for one in found if one[2] == "_run_epoch")
+    for key, part in PARTS.items():
+        print(f"- {part}: {took[key] / whole:.0%}")
+    print(f"- the rest of the Trainer's loop: {1 - sum(took.values()) / whole:.0%}")
+
+
 def measure(task: str, source: Path, share: float, rounds: int) -> list[list[str]]:
     """Make the rows of the table for one task."""
     split = load_glue(task, source)["train"].shuffle(seed=0)
@@ -183,6 +215,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--share", type=float, default=0.2, help="of each task's training rows, 0 to 1")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--profile", action="store_true", help="only say where stage 3 of --tasks spends its time")
     options = parser.parse_args()
     missing = [task for task in options.tasks if not (options.source / task).is_dir()]
     if missing:
@@ -191,6 +224,10 @@ def main() -> None:
     disable_progress_bars()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    if options.profile:
+        for task in options.tasks:
+            profile_stage_3(task, options.source, options.share)
+        return
     start, work = perf_counter(), work_of_others()
     table = [row for task in options.tasks for row in measure(task, options.source, options.share, options.rounds)]
     took = perf_counter() - start
