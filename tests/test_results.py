@@ -13,7 +13,7 @@ from kvlib import TASKS
 from kvlib.continual.grid import continual_summary, read_continual, suppression_summary
 from kvlib.recipe import BASELINES, COMPARED, SYSTEMS
 from kvlib.recipe.evidence import evidence_table, kept_above, kept_share, read_evidence
-from kvlib.recipe.stages import CONTROLS, systems_of
+from kvlib.recipe.stages import CONTROLS, needed_stages, systems_of
 from workbook.size_bench import read_sizes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -169,24 +169,25 @@ def choices_table():
 
 
 def minutes_table():
-    runs = json.loads(LOGITS.read_text())["runs"]
-    columns = ["task", "training rows", "teacher, s", "student without teacher, s", "distilled student, s"]
-    columns += ["bottleneck, s", "all, minutes", "peak MB, at most"]
+    """Seconds of the seed that other work disturbed least; stages that were interrupted are left out."""
+    runs = json.loads(GLUE.read_text())["runs"]
+    stages = {"fine-tuned": "student without teacher, s"}
+    stages |= {name: f"{SYSTEMS.get(name, name)}, s" for name in needed_stages("bottleneck")}
+    columns = ["task", "training rows", *stages.values(), "all, minutes", "peak MB, at most"]
     rows = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for task in TASKS:
-        cells = []
-        for name in STAGES_OF_DISTIL:
-            found = [run for run in runs if (run["task"], run["system"]) == (task, name)]
-            taken = [run["stages"][name] for run in found]
-            cells.append([stage["seconds"] for stage in taken if not stage["resumed"]])
+        found = [run for run in runs if run["task"] == task and run["system"] in ("fine-tuned", "bottleneck")]
         if found:
-            medians = [pd.Series(cell).median() for cell in cells]
-            seconds = " | ".join(f"{median:.0f}" for median in medians)
-            # a process that ran other tasks before has at least the peak of this one
-            whole = [run for run in found if not any(stage["resumed"] for stage in run["stages"].values())]
-            peak = min(run["peak_memory_mb"] for run in whole)
+            taken = [run["stages"] for run in found]
+            seconds = [
+                min(stage[name]["seconds"] for stage in taken if name in stage and not stage[name]["resumed"])
+                for name in stages
+            ]
+            # a process that ran other stages before has at least the peak of this one
+            peak = min(run["peak_memory_mb"] for run in found if run["system"] == "bottleneck")
+            cells = " | ".join(f"{number:.0f}" for number in seconds)
             train = found[0]["rows"]["train"]
-            rows.append(f"| {task} | {train:,} | {seconds} | {sum(medians) / 60:.1f} | {peak:,.0f} |")
+            rows.append(f"| {task} | {train:,} | {cells} | {sum(seconds) / 60:.1f} | {peak:,.0f} |")
     return "\n".join(rows)
 
 
