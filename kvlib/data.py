@@ -108,7 +108,8 @@ def hold_out(split: Dataset, fraction: float = 0.1, seed: int = 0) -> tuple[Data
     Raises
     ------
     ValueError
-        If a class has a single row, or the part is too small to hold a row of each class.
+        If all rows are of one class, a class has a single row, or the part is too small to hold a row of each
+        class; of a regression, if there are fewer than ten rows.
     """
     if not isinstance(split.features["label"], ClassLabel):
         if len(split) < 10:
@@ -188,7 +189,6 @@ class CustomDataset(torch.utils.data.Dataset):
         self.labels = split["label"][:]
         self.idx = split["idx"][:]
         self.tokenizer = tokenizer
-        self.max_length = max_length
         self.lengths = np.array([len(ids) for ids in self.inputs["input_ids"]], dtype=np.int64)
         self._ends = self.lengths.cumsum()
         self.teacher_logits = None if teacher_logits is None else self._checked_logits(teacher_logits)

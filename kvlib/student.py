@@ -70,7 +70,8 @@ class BottleneckOutput(ModelOutput):
     logits: Tensor | None = None
     # (B, T, C) or, with one state an example, (B, 1, C): the keys that fired (codes), int64, -1 at padding
     key_indices: Tensor | None = None
-    # (N, dim): what entered the bottleneck, one a real token, in order; None where key indices were given
+    # (N, dim), one a real token, or (B, dim) where they are pooled before: what entered bottleneck or head, in
+    # order; None where key indices were given
     packed_states: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
@@ -377,7 +378,7 @@ class DistilBERTwithBottleNeck(EncoderWithBottleNeck, DistilBertPreTrainedModel)
 
 
 def _teacher_weights(teacher: BERTbase, num_layers: int) -> dict[str, Tensor]:
-    """Rename the teacher's encoder weights to DistilBERT's names, keeping every other layer."""
+    """Rename the teacher's encoder weights to DistilBERT's names, keeping `num_layers`, evenly spaced."""
     weights = teacher.bert.state_dict()
     renamed = {name: weight for name, weight in weights.items() if name.startswith("embeddings.")}
     segments = renamed.pop("embeddings.token_type_embeddings.weight")

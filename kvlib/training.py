@@ -61,8 +61,6 @@ class FineTuningTrainer(Trainer):
     do they fill theirs up with rows from the epoch's start.
     """
 
-    # the loss is a mean over the batch: without this, accumulating gradients would add instead of averaging
-    loss_is_scaled_for_ga = False
     # what the model is called with, where a batch has it
     _inputs = (*MODEL_INPUTS, "key_indices", "labels")
     _output_hidden_states: bool | None = None
@@ -288,7 +286,7 @@ def fine_tune(
 
     `output_dir` keeps checkpoints of the best and the last epoch. With `resume`, training goes on from the last
     complete one, which must come from the same call; without it, a folder that has any raises FileExistsError.
-    `trainer` is `FineTuningTrainer` or `DistillationTrainer`, perhaps with options bound by `functools.partial`;
+    `trainer` is `FineTuningTrainer` or one of its subclasses, perhaps with options bound by `functools.partial`;
     `arguments` are further `transformers.TrainingArguments`, for example ``bf16=True``.
 
     Returns one row an ``epoch``: ``train_loss``, ``held_out_loss`` and the metrics on the held-out rows. Raises
@@ -297,7 +295,6 @@ def fine_tune(
     processes = process_state().num_processes
     if batch_size % processes:
         raise ValueError(f"batch_size is {batch_size} a step over all processes, not a multiple of {processes}")
-    # for the rest transformers' defaults: fused AdamW, linear decay, gradients clipped to norm 1
     settings = {
         "num_train_epochs": epochs,
         "learning_rate": learning_rate,

@@ -18,6 +18,7 @@ from kvlib.continual.streams import Setting, digits, learners, run_learner, shap
 from kvlib.continual.study import suppress_each_class
 from kvlib.data import Task
 from kvlib.machine import describe
+from kvlib.recipe.evidence import mean_and_spread
 from kvlib.recipe.experiment import Experiment
 
 STREAMS: dict[str, Callable[[int], Setting]] = {"toy": toy, "digits": digits, "topics": topics}
@@ -154,16 +155,9 @@ def continual_summary(path: str | Path, stream: str) -> pd.DataFrame:
             digits = 2 if name in ("seconds a task", "MB kept") else 1
             spread = table[name, "std"] if digits == 1 else table[name, "std"] * np.nan
             shown[name] = [
-                _shown(mean, std, digits) for mean, std in zip(table[name, "mean"], spread, strict=True)
+                mean_and_spread(mean, std, digits) for mean, std in zip(table[name, "mean"], spread, strict=True)
             ]
     return pd.DataFrame(shown, index=table.index)
-
-
-def _shown(mean: float, std: float, digits: int) -> str:
-    if np.isnan(mean):
-        return "–"
-    # one seed has no spread
-    return f"{mean:.{digits}f}" if np.isnan(std) else f"{mean:.{digits}f} ± {std:.{digits}f}"
 
 
 def suppression_summary(path: str | Path) -> pd.DataFrame:
@@ -174,7 +168,7 @@ def suppression_summary(path: str | Path) -> pd.DataFrame:
         frame = pd.DataFrame([one["ways"][way] for one in found])
         frame[["forgotten", "others"]] *= 100
         rows[way] = [
-            *(_shown(frame[name].mean(), frame[name].std(), 1) for name in ("forgotten", "others")),
+            *(mean_and_spread(frame[name].mean(), frame[name].std(), 1) for name in ("forgotten", "others")),
             f"{frame['pairs'].mean():,.0f}",
             f"{frame['seconds'].mean():.2f}",
         ]

@@ -39,11 +39,19 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     _add_continual(commands)
     arguments = parser.parse_args(argv)
     try:
-        _CHECKS[arguments.command](arguments)
+        arguments.check(arguments)
     except (ValueError, OSError) as error:
         message = " ".join(str(error).split())
         parser.exit(2, f"kvlib: {message} (see {parser.prog} {arguments.command} --help)\n")
     return arguments
+
+
+def _add_runs(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--runs",
+        metavar="DIR",
+        help="folder of finished stages (default: data/runs, or the environment variable KVLIB_RUNS)",
+    )
 
 
 def _add_sources(command: argparse.ArgumentParser) -> None:
@@ -68,6 +76,7 @@ def _add_distil(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "validation split beside its baselines. Finished stages are kept and reused; one that was killed goes on "
         "from its last checkpoint.",
     )
+    command.set_defaults(check=_check_distil, run=run_distil)
     option = command.add_argument
     option("--task", help="a GLUE task: mnli, rte, cola, mrpc, qnli, sst2, stsb or qqp")
     option(
@@ -93,11 +102,7 @@ def _add_distil(commands: "argparse._SubParsersAction[_Parser]") -> None:
     _add_sources(command)
     option("--seed", type=int, default=0, metavar="N", help="seed of everything random (default: 0)")
     option("--output", metavar="DIR", help="folder for metrics.json and the student (default: print only)")
-    option(
-        "--runs",
-        metavar="DIR",
-        help="folder of finished stages (default: data/runs, or the environment variable KVLIB_RUNS)",
-    )
+    _add_runs(command)
 
 
 def _add_evidence(commands: "argparse._SubParsersAction[_Parser]") -> None:
@@ -107,6 +112,7 @@ def _add_evidence(commands: "argparse._SubParsersAction[_Parser]") -> None:
         description="Train and score every system on every task with every seed, and write one record a run. Runs "
         "that stand in the file are left out; processes that divide the tasks may share it.",
     )
+    command.set_defaults(check=_check_evidence, run=run_evidence)
     option = command.add_argument
     option("--output", required=True, metavar="FILE", help="JSON file of the records")
     option("--tasks", nargs="+", required=True, metavar="TASK", help="GLUE names")
@@ -120,11 +126,7 @@ def _add_evidence(commands: "argparse._SubParsersAction[_Parser]") -> None:
     option("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], metavar="N", help="default: 0 1 2 3 4")
     _add_sources(command)
     option("--max-rows", type=int, metavar="N", help="a stratified part of N training rows (default: all)")
-    option(
-        "--runs",
-        metavar="DIR",
-        help="folder of finished stages (default: data/runs, or the environment variable KVLIB_RUNS)",
-    )
+    _add_runs(command)
 
 
 def _check_distil(arguments: argparse.Namespace) -> None:
@@ -142,16 +144,13 @@ def _check_distil(arguments: argparse.Namespace) -> None:
         check_output(arguments.output)
     task, source = arguments.task, arguments.source
     if arguments.data:
-        files, validation = map(_one_or_several, (arguments.data, arguments.validation))
+        given = arguments.data, arguments.validation
+        files, validation = (names[0] if names and len(names) == 1 else names for names in given)
         columns = {"text": arguments.text, "text_pair": arguments.text_pair, "label": arguments.label}
         task, source = load_task(
             files, **columns, validation=validation, regression=arguments.regression, seed=arguments.seed
         )
     arguments.experiment = Experiment(task, source, arguments.profile, arguments.seed, arguments.runs)
-
-
-def _one_or_several(names: list[str] | None) -> str | list[str] | None:
-    return names[0] if names and len(names) == 1 else names
 
 
 def _check_evidence(arguments: argparse.Namespace) -> None:
@@ -177,6 +176,7 @@ def _add_submit(commands: "argparse._SubParsersAction[_Parser]") -> None:
         f"gluebenchmark.com takes. {' and '.join(NOT_MADE_HERE)} are not made: take those of GLUE's sample "
         "submission.",
     )
+    command.set_defaults(check=_check_submit, run=run_submit)
     option = command.add_argument
     option("--students", required=True, metavar="DIR", help="folder with DIR/TASK/student, as distil writes it")
     option("--output", required=True, metavar="DIR", help="folder for the TSV files; those there are replaced")
@@ -196,6 +196,7 @@ def _add_continual(commands: "argparse._SubParsersAction[_Parser]") -> None:
         description="Show every learner streams of classes and of tasks, one after another, and write what each "
         "still knows. Runs that stand in the file are left out; processes that divide streams may share it.",
     )
+    command.set_defaults(check=_check_continual, run=run_continual)
     option = command.add_argument
     option("--output", required=True, metavar="FILE", help="JSON file of the records")
     names = (*STREAMS, "glue")
@@ -243,14 +244,6 @@ def run_continual(arguments: argparse.Namespace) -> int:
     return 0
 
 
-_CHECKS = {
-    "distil": _check_distil,
-    "evidence": _check_evidence,
-    "submit": _check_submit,
-    "continual": _check_continual,
-}
-
-
 def run_submit(arguments: argparse.Namespace) -> int:
     """Write the submission files of the tasks in ``arguments.ready``, then say which the zip still lacks."""
     for task, data in arguments.ready.items():
@@ -281,7 +274,7 @@ def main(argv: list[str] | None = None) -> int:
         arguments = _arguments(argv)
         logging.set_verbosity_error()
         try:
-            return _RUNS[arguments.command](arguments)
+            return arguments.run(arguments)
         except (WeakTeacherError, ValueError, FloatingPointError, MemoryError, OSError) as error:
             _complain(" ".join(str(error).split()))
             return 1
@@ -350,6 +343,3 @@ def _tell(record: dict) -> None:
     scores = record["metrics"] or {"refused": np.nan}
     shown = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
     print(f"{record['task']} {record['system']} seed {record['seed']}: {shown}", flush=True)
-
-
-_RUNS = {"distil": run_distil, "evidence": run_evidence, "submit": run_submit, "continual": run_continual}

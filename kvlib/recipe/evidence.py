@@ -63,10 +63,9 @@ def gather_evidence(
     _add(output, settings)
     for seed in seeds:
         for task in tasks:
-            done = {
-                (r["task"], r["system"], r["seed"]) for r in json.loads(output.read_text(encoding="utf-8"))["runs"]
-            }
-            missing = [name for name in names if (task, name, seed) not in done]
+            runs_so_far = read_grid(output, settings)["runs"]
+            done = {run["system"] for run in runs_so_far if (run["task"], run["seed"]) == (task, seed)}
+            missing = [name for name in names if name not in done]
             if not missing:
                 continue
             experiment = Experiment(task, source, profile, seed, runs, max_rows)
@@ -163,12 +162,11 @@ def _add(output: Path, settings: dict[str, Any], record: dict[str, Any] | None =
         content = read_grid(output, settings)
         if record is not None:
             content["runs"].append(record)
-        content["runs"].sort(key=lambda run: (list(TASKS).index(run["task"]), run["seed"], _place(run["system"])))
+        systems = list(SYSTEMS)
+        content["runs"].sort(
+            key=lambda run: (list(TASKS).index(run["task"]), run["seed"], systems.index(run["system"]))
+        )
         write_json(output, content)
-
-
-def _place(system: str) -> int:
-    return list(SYSTEMS).index(system)
 
 
 def read_evidence(path: str | Path) -> pd.DataFrame:
@@ -190,7 +188,7 @@ def evidence_table(runs: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame(
         {
             f"{task} ({TASKS[task].metrics[0]})": [
-                _mean_and_spread(mean, std)
+                mean_and_spread(mean, std)
                 for mean, std in zip(groups[task, "mean"], groups[task, "std"], strict=True)
             ]
             for task in tasks
@@ -201,11 +199,11 @@ def evidence_table(runs: pd.DataFrame) -> pd.DataFrame:
     return table.loc[ordered].rename(index=SYSTEMS)
 
 
-def _mean_and_spread(mean: float, std: float) -> str:
+def mean_and_spread(mean: float, std: float, digits: int = 1) -> str:
+    """Write mean ± standard deviation, the mean alone where there is no spread, a dash where there is neither."""
     if np.isnan(mean):
         return "–"
-    # one seed has no spread
-    return f"{mean:.1f}" if np.isnan(std) else f"{mean:.1f} ± {std:.1f}"
+    return f"{mean:.{digits}f}" if np.isnan(std) else f"{mean:.{digits}f} ± {std:.{digits}f}"
 
 
 def kept_share(runs: pd.DataFrame, system: str, of: str = "teacher") -> pd.Series:

@@ -216,10 +216,8 @@ class Experiment:
         predictions = self.predictions(system, split)
         if predictions.ndim == 2:
             predictions = predictions[:, 0] if self.task.is_regression else predictions.argmax(1)
-        metric, labels = (
-            metric_functions(self.task)[self.task.metrics[0]],
-            np.asarray(self.validation[split].labels),
-        )
+        metric = metric_functions(self.task)[self.task.metrics[0]]
+        labels = np.asarray(self.validation[split].labels)
         with warnings.catch_warnings():
             # of few rows, a resample may hold one class
             warnings.simplefilter("ignore")
@@ -265,7 +263,7 @@ class Experiment:
     def key_options(self, of_teacher: bool = False) -> dict[str, int]:
         """Return the shape of a student's or the teacher's bottleneck and the seed for its keys."""
         p = self.profile
-        # keys that start at the same tokens would have the same numbers in teacher and student
+        # keys that start at the same tokens would have the same numbers in teacher and student: seeds far apart
         seed = self.seed + 1_000_003 if of_teacher else self.seed
         return {"num_codebooks": p.num_codebooks, "codebook_size": p.codebook_size, "seed": seed}
 
@@ -421,80 +419,42 @@ class Experiment:
         return self.tokenize(self.train_split, **teacher)
 
 
-def _pretrained_teacher(experiment: Experiment, *_: PreTrainedModel | None) -> BERTbase:
+def _pretrained_teacher(experiment: Experiment) -> BERTbase:
     p = experiment.profile
     return BERTbase.for_task(experiment.task, p.teacher_checkpoint, p.teacher_pooling, experiment.seed)
 
 
-def _pretrained_student(experiment: Experiment, *_: PreTrainedModel | None) -> DistilBERTwithBottleNeck:
-    if checkpoint := experiment.profile.student_checkpoint:
-        set_seed(experiment.seed)
-        return DistilBERTwithBottleNeck.for_task(experiment.task, checkpoint)
-    return DistilBERTwithBottleNeck.from_teacher(_pretrained_teacher(experiment))
-
-
-def _from_layers(
-    experiment: Experiment, source: BERTbase, _: PreTrainedModel | None = None
-) -> DistilBERTwithBottleNeck:
-    if experiment.profile.student_checkpoint:
-        return _pretrained_student(experiment)
+def _student(experiment: Experiment, source: BERTbase | None = None) -> DistilBERTwithBottleNeck:
+    """Start the profile's student, or else from layers of `source`, by default of the pretrained teacher."""
     set_seed(experiment.seed)
-    return DistilBERTwithBottleNeck.from_teacher(source)
+    if checkpoint := experiment.profile.student_checkpoint:
+        return DistilBERTwithBottleNeck.for_task(experiment.task, checkpoint)
+    return DistilBERTwithBottleNeck.from_teacher(_pretrained_teacher(experiment) if source is None else source)
 
 
-def _from_more_layers(
-    experiment: Experiment, source: BERTbase, _: PreTrainedModel | None = None
-) -> DistilBERTwithBottleNeck:
+def _student_of_more_layers(experiment: Experiment, source: BERTbase) -> DistilBERTwithBottleNeck:
     set_seed(experiment.seed)
     return DistilBERTwithBottleNeck.from_teacher(source, max(1, source.config.num_hidden_layers * 2 // 3))
 
 
-def _copy(_: Experiment, source: PreTrainedModel, __: PreTrainedModel | None = None) -> PreTrainedModel:
-    return copy.deepcopy(source)
-
-
-def _with_new_head(
-    experiment: Experiment, source: DistilBERTwithBottleNeck, _: PreTrainedModel | None = None
-) -> DistilBERTwithBottleNeck:
-    return source.with_new_head(experiment.seed)
-
-
-def _discretised(
-    experiment: Experiment, source: DistilBERTwithBottleNeck, _: PreTrainedModel | None = None
-) -> DistilBERTwithBottleNeck:
-    return source.discretize(experiment.train, **experiment.key_options())
-
-
-def _discretised_pretrained_student(
-    experiment: Experiment, *_: PreTrainedModel | None
-) -> DistilBERTwithBottleNeck:
-    return _discretised(experiment, _pretrained_student(experiment).to(device()))
-
-
-def _discretised_teacher(
-    experiment: Experiment, source: BERTbase, _: PreTrainedModel | None = None
-) -> BERTwithBottleNeck:
-    return BERTwithBottleNeck.from_teacher(source, experiment.train, **experiment.key_options(of_teacher=True))
-
-
-def _with_carried_keys(
-    experiment: Experiment, source: DistilBERTwithBottleNeck, teacher: BERTwithBottleNeck
-) -> DistilBERTwithBottleNeck:
-    return source.carry_keys(teacher)
-
-
-# how the model of a stage is made, from those of its source and its teacher
+# how the model of a stage is made, of the experiment and the models of its source and its teacher
 STARTS: dict[str, Callable[..., PreTrainedModel]] = {
-    "pretrained teacher": _pretrained_teacher,
-    "pretrained student": _pretrained_student,
-    "teacher's layers": _from_layers,
-    "more layers": _from_more_layers,
-    "copy": _copy,
-    "new head": _with_new_head,
-    "discretised": _discretised,
-    "discretised pretrained student": _discretised_pretrained_student,
-    "discretised teacher": _discretised_teacher,
-    "carried keys": _with_carried_keys,
+    "pretrained teacher": lambda experiment, source, teacher: _pretrained_teacher(experiment),
+    "pretrained student": lambda experiment, source, teacher: _student(experiment),
+    "teacher's layers": lambda experiment, source, teacher: _student(experiment, source),
+    "more layers": lambda experiment, source, teacher: _student_of_more_layers(experiment, source),
+    "copy": lambda experiment, source, teacher: copy.deepcopy(source),
+    "new head": lambda experiment, source, teacher: source.with_new_head(experiment.seed),
+    "discretised": lambda experiment, source, teacher: source.discretize(
+        experiment.train, **experiment.key_options()
+    ),
+    "discretised pretrained student": lambda experiment, source, teacher: (
+        _student(experiment).to(device()).discretize(experiment.train, **experiment.key_options())
+    ),
+    "discretised teacher": lambda experiment, source, teacher: BERTwithBottleNeck.from_teacher(
+        source, experiment.train, **experiment.key_options(of_teacher=True)
+    ),
+    "carried keys": lambda experiment, source, teacher: source.carry_keys(teacher),
 }
 
 

@@ -93,26 +93,21 @@ PROFILES = {
     profile.name: profile
     for profile in (
         _QUICK,
-        # quick's models at the length and the precision for thousands of real sentences on a processor
+        # quick's models, trained for thousands of real sentences on a processor
         replace(_QUICK, name="real", batch_size=32, layer_epochs=5, student_epochs=3, bf16=True),
-        Profile(
+        replace(
+            _QUICK,
             name="base",
             source="hub",
             teacher_checkpoint="google-bert/bert-base-uncased",
             student_checkpoint="distilbert/distilbert-base-uncased",
             teacher_pooling="cls",
-            max_length=128,
             batch_size=32,
-            teacher_epochs=3,
             layer_epochs=5,
             student_epochs=3,
-            bottleneck_epochs=10,
             teacher_learning_rate=2e-5,
-            layer_learning_rate=5e-4,
             student_learning_rate=5e-5,
             bottleneck_learning_rate=1e-2,
-            temperature=2.0,
-            alpha=0.9,
             num_codebooks=64,
             codebook_size=4096,
         ),
@@ -161,8 +156,7 @@ def check_models(profile: Profile) -> Profile:
     elif configs[0].num_hidden_layers < 2:
         raise ValueError(
             f"the checkpoint {profile.teacher_checkpoint} has one layer, of which a student cannot take half: "
-            "choose "
-            "one with two or more"
+            "choose one with two or more"
         )
     positions = min(config.max_position_embeddings for config in configs)
     if positions < profile.max_length:

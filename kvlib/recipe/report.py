@@ -44,8 +44,7 @@ def write_report(experiment: Experiment, system: str, table: pd.DataFrame, folde
         f"# {task.name}: {SYSTEMS[system]}",
         f"{len(experiment.train)} rows to train on, {len(experiment.held_out)} held out to choose the best epoch, "
         f"{len(labels)} to report on; seed {experiment.seed}, profile {experiment.profile.name}. Intervals are "
-        "those "
-        "of a bootstrap over the reported rows, and do not cover the spread over seeds.",
+        "those of a bootstrap over the reported rows, and do not cover the spread over seeds.",
         _markdown(table),
         "![Predicted and true labels of the reported rows](report.png)",
     ]
