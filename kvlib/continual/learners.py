@@ -368,12 +368,11 @@ class Values(nn.Module):
 
 
 def fitted_bottleneck(
-    states: Tensor, num_classes: int, num_codebooks: int, codebook_size: int, seed: int = 0, **options: Any
+    states: Tensor, num_classes: int, num_codebooks: int, codebook_size: int, seed: int = 0
 ) -> DiscreteKeyValueBottleneck:
     """Return a bottleneck with frozen keys fitted on `states` ``(N, dim)`` and values of L numbers, at zero."""
     torch.manual_seed(seed)
-    sizes = states.shape[1], num_codebooks, codebook_size, num_classes
-    bottleneck = DiscreteKeyValueBottleneck(*sizes, **options)
+    bottleneck = DiscreteKeyValueBottleneck(states.shape[1], num_codebooks, codebook_size, num_classes)
     bottleneck.init_keys(states, seed=seed)
     bottleneck.freeze_keys()
     return bottleneck.to(states.dtype)
@@ -390,8 +389,9 @@ def bottleneck_learner(
 ) -> GradientLearner:
     """Train a copy of the values alone, and of them only those that a task selects (`LazyAdam`)."""
     model = Values(copy.deepcopy(bottleneck))
-    options = {"optimizer": LazyAdam, **options}
-    return GradientLearner(model, lambda examples: fired_keys(bottleneck, examples), learning_rate, **options)
+    return GradientLearner(
+        model, lambda examples: fired_keys(bottleneck, examples), learning_rate, optimizer=LazyAdam, **options
+    )
 
 
 def selected_pairs(key_indices: Tensor, codebook_size: int) -> Tensor:

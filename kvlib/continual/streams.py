@@ -214,7 +214,7 @@ _chosen_rate = functools.cache(choose_learning_rate)
 def run_learner(make: Make, chooser: Make | None, stream: Stream, in_hindsight: bool = True) -> dict[str, Any]:
     """Choose a learning rate if there is one, run the stream, and say what came of it and what it took.
 
-    With `in_hindsight` learners that train no encoder also run with every other rate.
+    With `in_hindsight` learners that train no encoder also run with every rate.
     """
     rate = _chosen_rate(chooser, stream) if chooser else 0.0
     learner = make(rate)
@@ -241,7 +241,7 @@ def run_learner(make: Make, chooser: Make | None, stream: Stream, in_hindsight: 
 
 
 def _bytes_kept(learner: Learner) -> int:
-    """Count the numbers that a learner keeps from task to task."""
+    """Count the bytes of the tensors that a learner keeps, not those of a sampler that its seed makes again."""
 
     def tensors(thing: Any) -> Iterator[Tensor]:
         if isinstance(thing, Tensor):

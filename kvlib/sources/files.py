@@ -147,14 +147,12 @@ def _read_csv(path: Path) -> pd.DataFrame:
     except csv.Error as error:
         raise ValueError(
             f"line {begin}: {error}; inside a quoted text a quotation mark is written twice, and each one that "
-            "opens "
-            "is closed"
+            "opens is closed"
         ) from error
     if longer:
         warnings.warn(
             f"{path}: {len(longer)} rows hold a text of several lines, the first in line {longer[0]}; if these "
-            "are "
-            "rows of their own, a quotation mark is missing",
+            "are rows of their own, a quotation mark is missing",
             stacklevel=4,
         )
     names, *rows = rows or [[""]]
@@ -215,6 +213,5 @@ def require_texts(where: str, frame: pd.DataFrame, columns: tuple[str, ...] | li
                 )
             raise ValueError(
                 f"{where}: {int(blank.sum())} rows have no text in column {column!r} "
-                f"({frame.index.name or 'row'} {shown}): "
-                "fill or remove them"
+                f"({frame.index.name or 'row'} {shown}): fill or remove them"
             )

@@ -45,7 +45,8 @@ def load_task(
         Columns. In the splits they are called ``text``, ``text_pair`` and ``label``.
     validation : optional
         As `data`. Without it a fifth of the different texts is held out: seeded, stratified, equal ones (but for
-        case and spaces) on one side; a text that makes up more than a fiftieth of the rows stays in training.
+        case and spaces) on one side. A text that stands more than three times, and in more than a fiftieth of the
+        rows, stays in training.
     regression : bool, optional
         Whether the label is a number to predict. By default fractions are, and up to 20 different whole numbers or
         any words are classes; codes such as 01067 are words.
@@ -96,7 +97,9 @@ def load_task(
     if "validation" not in frames:
         frames["train"], frames["validation"] = _hold_out(frames["train"], task, seed)
     _check_classes(frames, task, label)
-    return task, DatasetDict({split: _to_split(frame, task) for split, frame in frames.items()})
+    return task, DatasetDict(
+        {split: to_split(frame.assign(idx=range(len(frame))), task.name, task) for split, frame in frames.items()}
+    )
 
 
 def _task_name(name: str | None, data: Source) -> str:
@@ -120,35 +123,25 @@ def _read(data: Source) -> dict[str, tuple[pd.DataFrame, str]]:
         first, *_ = frames.values()
         for path, frame in frames.items():
             require_columns(path, list(frame.columns), list(first.columns))
-        return {
-            "train": (pd.concat([_with_file(frame, path) for path, frame in frames.items()]), ", ".join(frames))
-        }
+        named = [frame.rename(index=lambda row, path=path: f"{row} of {path}") for path, frame in frames.items()]
+        return {"train": (pd.concat(named), ", ".join(frames))}
     path = Path(data)
     if path.is_dir():
-        return _renamed(
-            _from(load_from_disk, path, f"{path} is a folder, but none that datasets' save_to_disk wrote"), path
-        )
+        return _loaded(load_from_disk, path, f"{path} is a folder, but none that datasets' save_to_disk wrote")
     if path.suffix.lower() in READERS or path.exists():
         return {"train": (read_table(path), str(path))}
-    return _renamed(
-        _from(load_dataset, data, f"there is no file {data}, and the hub gives no data set of that name"), data
-    )
+    return _loaded(load_dataset, data, f"there is no file {data}, and the hub gives no data set of that name")
 
 
-def _from(load: Callable[[str], Dataset | DatasetDict], name: str | Path, otherwise: str) -> Dataset | DatasetDict:
+def _loaded(
+    load: Callable[[str], Dataset | DatasetDict], name: str | Path, otherwise: str
+) -> dict[str, tuple[pd.DataFrame, str]]:
     try:
-        return load(str(name))
+        rows = load(str(name))
     # the errors of the hub's client and of what it reads with share no base class
     except Exception as error:
         raise FileNotFoundError(f"{otherwise}: {type(error).__name__}: {error}") from error
-
-
-def _renamed(rows: Dataset | DatasetDict, name: str | Path) -> dict[str, tuple[pd.DataFrame, str]]:
     return {split: (frame, f"{name} ({split})") for split, (frame, _) in _read(rows).items()}
-
-
-def _with_file(frame: pd.DataFrame, path: str | Path) -> pd.DataFrame:
-    return frame.set_axis(pd.Index([f"{number} of {path}" for number in frame.index], name=frame.index.name))
 
 
 def _frame_of(rows: Dataset) -> pd.DataFrame:
@@ -244,7 +237,7 @@ def _replace_labels(frames: dict[str, pd.DataFrame], change: Callable[[pd.Series
 
 def _hold_out(frame: pd.DataFrame, task: Task, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Draw a fifth of the distinct texts, stratified; what stands very often stays in training."""
-    keys = _keys(frame, task)
+    keys = _normalised_texts(frame, task)
     often = keys.map(keys.value_counts()) > max(3, len(frame) // 50)
     distinct = frame[~(often | keys.duplicated())]
     strata = distinct["label"]
@@ -265,7 +258,7 @@ def _hold_out(frame: pd.DataFrame, task: Task, seed: int) -> tuple[pd.DataFrame,
 
 
 def _check_classes(frames: dict[str, pd.DataFrame], task: Task, label: str) -> None:
-    both = set(_keys(frames["train"], task)) & set(_keys(frames["validation"], task))
+    both = set(_normalised_texts(frames["train"], task)) & set(_normalised_texts(frames["validation"], task))
     if both:
         warnings.warn(
             f"{len(both)} validation texts stand among the training texts: scores will flatter", stacklevel=3
@@ -283,17 +276,10 @@ def _check_classes(frames: dict[str, pd.DataFrame], task: Task, label: str) -> N
         warnings.warn(f"rare classes, with fewer than {_RARE} training rows: {', '.join(rare)}", stacklevel=3)
 
 
-def _keys(frame: pd.DataFrame, task: Task) -> pd.Series:
+def _normalised_texts(frame: pd.DataFrame, task: Task) -> pd.Series:
     """Return each row's texts in lower case and with single spaces: what the tokenizer cannot tell apart."""
     rows = zip(*(frame[column] for column in task.text_columns), strict=True)
     return pd.Series(["\n".join(" ".join(text.lower().split()) for text in row) for row in rows], frame.index)
-
-
-def _to_split(frame: pd.DataFrame, task: Task) -> Dataset:
-    frame = frame.assign(idx=range(len(frame)))
-    if task.label_names:
-        frame["label"] = frame["label"].map({name: n for n, name in enumerate(task.label_names)})
-    return to_split(frame, task.name, task)
 
 
 def describe_data(task: Task, data: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int = 128) -> str:
@@ -313,7 +299,7 @@ def describe_data(task: Task, data: DatasetDict, tokenizer: PreTrainedTokenizerB
             f"{name}: tokens a row: median {np.median(lengths):.0f}, longest {lengths.max()}; "
             f"{int((lengths > max_length).sum())} rows are cut at {max_length}"
         )
-    keys = {name: _keys(frame, task) for name, frame in frames.items()}
+    keys = {name: _normalised_texts(frame, task) for name, frame in frames.items()}
     equal = [f"{int(rows.duplicated().sum())} within {name}" for name, rows in keys.items()]
     equal += [
         f"{int(rows.isin(keys['train']).sum())} of {name} in train"

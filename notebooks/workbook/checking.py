@@ -139,9 +139,13 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Say whether two inputs are equal: tensors and arrays by shape and entries, the rest by ``==``."""
+    """Say whether two inputs are equal: tensors and arrays by shape and entries, numbers and texts by ``==``.
+
+    What is of no other kind, such as a module, counts as equal: its tensors are compared one by one.
+    """
     if isinstance(one, torch.Tensor):
-        return isinstance(other, torch.Tensor) and one.shape == other.shape and _equal(one, other)
+        alike = isinstance(other, torch.Tensor) and one.shape == other.shape and one.dtype == other.dtype
+        return alike and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
     if isinstance(one, np.ndarray):
         numbers = one.dtype.kind in "fc"
         return isinstance(other, np.ndarray) and np.array_equal(one, other, equal_nan=numbers)
@@ -152,16 +156,8 @@ def same(one: Any, other: Any) -> bool:
     return True
 
 
-def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
-    if one.dtype != other.dtype:
-        return False
-    return (
-        torch.allclose(one, other, rtol=0, atol=0, equal_nan=True) if one.is_floating_point() else one.equal(other)
-    )
-
-
 def show(value: Any) -> str:
-    """Print a value in at most 60 characters, numbers to four digits."""
+    """Write a value in at most 60 characters, numbers to four digits."""
     if isinstance(value, torch.Tensor) and value.dim() == 0:
         value = value.item()
     if isinstance(value, float):
@@ -202,7 +198,10 @@ def expect_number(value: Any) -> float:
 
 
 def expect_close(value: Any, expected: Any, tolerance: float = 1e-4) -> None:
-    """Raise `Mistake` unless both agree to `tolerance`, relative to the larger; shapes must be equal already."""
+    """Raise `Mistake` unless both agree to `tolerance`, relative to the largest expected entry, at least 1.
+
+    Their shapes must be equal already.
+    """
     value, expected = (
         torch.as_tensor(np.array(part) if isinstance(part, np.ndarray) else part) for part in (value, expected)
     )

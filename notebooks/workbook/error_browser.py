@@ -57,8 +57,7 @@ class ErrorBrowser(Bench):
         self._table, self._says = widgets.HTML(), widgets.HTML()
         self.cell.observe(lambda _: self._list(), "value")
         self.row.observe(self._open, "value")
-        style = style_sheet()
-        self.view = widgets.VBox([style, self.cell, self._table, self.row, self._says])
+        self.view = widgets.VBox([style_sheet(), self.cell, self._table, self.row, self._says])
         self._list()
 
     def _list(self) -> None:

@@ -109,8 +109,7 @@ class Explorer(Bench):
         self._views = (self._says, self._logits, self._tokens, self._codebooks, self._similar)
         row = widgets.Layout(flex_flow="row wrap", width="100%")
         pushes = widgets.HBox([self._codebooks] if keys_only else [self._tokens, self._codebooks], layout=row)
-        style = style_sheet()
-        inputs = [style, self.text, self.text_pair, self._says]
+        inputs = [style_sheet(), self.text, self.text_pair, self._says]
         inputs += [self.token, self.codebook] if keys_only else [self._logits, *self._controls]
         self.view = widgets.VBox([*inputs, pushes, self._similar])
 

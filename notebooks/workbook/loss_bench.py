@@ -105,8 +105,7 @@ class LossBench(Bench):
         columns = [widgets.VBox([*self.teacher, *self.student]), widgets.VBox(others)]
         self._tables = [widgets.HTML() for _ in range(3)]
         row = widgets.HBox(columns, layout={"flex_flow": "row wrap"})
-        style = style_sheet()
-        self.view = widgets.VBox([style, row, *self._tables])
+        self.view = widgets.VBox([style_sheet(), row, *self._tables])
         self._show()
 
     def _show(self) -> None:

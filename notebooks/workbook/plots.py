@@ -252,13 +252,7 @@ def plot_leads(teacher: np.ndarray, students: Mapping[str, np.ndarray], label: s
 
 
 def plot_heatmap(
-    matrix: np.ndarray | pd.DataFrame,
-    title: str,
-    xlabel: str,
-    ylabel: str,
-    colorbar: str,
-    diverging: bool = False,
-    ax: Axes | None = None,
+    matrix: np.ndarray | pd.DataFrame, title: str, xlabel: str, ylabel: str, colorbar: str, ax: Axes | None = None
 ) -> Axes:
     """Draw a matrix as colours; a data frame's index and columns become tick labels.
 
@@ -268,8 +262,6 @@ def plot_heatmap(
         Shape ``(rows, columns)``; the first row on top.
     title, xlabel, ylabel, colorbar : str
         The finding, the axes, and what a colour measures with its unit.
-    diverging : bool
-        Centre the colours on zero.
     ax : matplotlib.axes.Axes, optional
         Where to draw; a new figure by default.
 
@@ -280,9 +272,7 @@ def plot_heatmap(
     values = np.asarray(matrix, dtype=float)
     named = isinstance(matrix, pd.DataFrame)
     ax = _axes(title, xlabel, ylabel, ax, height=min(7.0, 1.8 + 0.24 * len(values)) if named else 3.6)
-    limit = np.abs(values).max() or 1.0
-    limits = {"vmin": -limit, "vmax": limit, "cmap": "PuOr"} if diverging else {"cmap": "viridis"}
-    image = ax.imshow(values, aspect="auto", interpolation="nearest", **limits)
+    image = ax.imshow(values, aspect="auto", interpolation="nearest", cmap="viridis")
     ax.figure.colorbar(image, ax=ax, label=colorbar)
     if named:
         ax.set_xticks(range(values.shape[1]), matrix.columns, rotation=90, fontsize=8)

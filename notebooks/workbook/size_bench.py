@@ -116,8 +116,9 @@ class SizeBench(Bench):
         self._places = _places(figure, sizes)
         self._svg = themed_svg(figure, "accuracy and quantisation error over megabytes")
         plt.close(figure)
-        style = style_sheet()
-        self.view = widgets.VBox([style, self.num_codebooks, self.codebook_size, self._table, self._picture])
+        self.view = widgets.VBox(
+            [style_sheet(), self.num_codebooks, self.codebook_size, self._table, self._picture]
+        )
         self._show()
 
     def _show(self) -> None:

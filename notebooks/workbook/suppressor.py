@@ -53,8 +53,7 @@ class Suppressor(Bench):
         self.suppressed = widgets.Dropdown(description="Suppress", options=options, value=_NOTHING)
         self._table = widgets.HTML()
         self.suppressed.observe(lambda _: self._show(), "value")
-        style = style_sheet()
-        self.view = widgets.VBox([style, self.suppressed, self._table])
+        self.view = widgets.VBox([style_sheet(), self.suppressed, self._table])
         self._show()
 
     def _show(self) -> None:

@@ -112,11 +112,10 @@ class VoronoiBench(Bench):
         self.step.on_click(lambda _: self._apply(update))
         self.revive.on_click(lambda _: self._apply(revive))
         self.restart.on_click(lambda _: self._start(self._seed + 1))
-        style = style_sheet()
         row = widgets.Layout(flex_flow="row wrap", align_items="center")
         buttons = widgets.HBox([self.step, self.revive, self.restart], layout=row)
         views = widgets.HBox([self._picture, self._table], layout=row)
-        self.view = widgets.VBox([style, self.key, self.x, self.y, buttons, self._says, views])
+        self.view = widgets.VBox([style_sheet(), self.key, self.x, self.y, buttons, self._says, views])
         self._start(seed)
 
     def _start(self, seed: int) -> None:
