@@ -12,7 +12,7 @@ import pytest
 from kvlib import TASKS
 from kvlib.continual.grid import continual_summary, read_continual, suppression_summary
 from kvlib.recipe import BASELINES, COMPARED, SYSTEMS
-from kvlib.recipe.evidence import evidence_table, kept_above, kept_share, read_evidence
+from kvlib.recipe.evidence import evidence_table, kept_above, kept_share, mean_and_spread, read_evidence
 from kvlib.recipe.stages import CONTROLS, needed_stages, systems_of
 from workbook.size_bench import read_sizes
 
@@ -83,7 +83,7 @@ def main_table():
     table = evidence_table(runs)
     shares = (("% of the teacher's score", kept_share), ("% of its distance above the majority class", kept_above))
     for column, kept in shares:
-        found = {SYSTEMS[system]: mean_and_spread(kept(runs, system)) for system in MAIN_SYSTEMS}
+        found = {SYSTEMS[system]: percent(kept(runs, system)) for system in MAIN_SYSTEMS}
         table[column] = pd.Series(found)
     return markdown(table.dropna())
 
@@ -103,8 +103,8 @@ def agreement_table():
     return "\n".join(rows)
 
 
-def mean_and_spread(shares):
-    return f"{100 * shares.mean():.1f} ± {100 * shares.std():.1f}"
+def percent(shares):
+    return mean_and_spread(100 * shares.mean(), 100 * shares.std())
 
 
 def rows_table():
@@ -129,7 +129,7 @@ def kept_of_both(path, students):
         shares = [
             kept(runs, system, of=of) for of in ("teacher", "distilbert") for kept in (kept_share, kept_above)
         ]
-        rows.append(f"| {SYSTEMS[system]} | {len(shares[0])} | {' | '.join(map(mean_and_spread, shares))} |")
+        rows.append(f"| {SYSTEMS[system]} | {len(shares[0])} | {' | '.join(map(percent, shares))} |")
     return "\n".join(rows)
 
 
@@ -182,8 +182,8 @@ def passes_table():
             (found,) = run[run["passes"] == passes].itertuples()
             cells += [f"{100 * found.student:.1f}", f"{found.layer_loss:.3f}" if passes else "–"]
         rows.append(f"| {passes} | {' | '.join(cells)} |")
-    teachers = [f"{100 * run['teacher'].iloc[0]:.1f} | " for _, run in runs]
-    return "\n".join([*rows, f"| the teacher | {' | '.join(teachers)}|"])
+    teachers = [f"{100 * run['teacher'].iloc[0]:.1f} | –" for _, run in runs]
+    return "\n".join([*rows, f"| the teacher | {' | '.join(teachers)} |"])
 
 
 def minutes_table():
@@ -332,7 +332,7 @@ def test_tables_are_those_of_the_results(page, table):
     assert table() in (ROOT / page).read_text(encoding="utf-8")
 
 
-FEWER_SEEDS = {"logits-only": 4}
+FEWER_SEEDS = {"logits-only": 4, "deeper": 1}
 
 
 @pytest.mark.parametrize(
@@ -370,15 +370,25 @@ def test_sentences_quote_the_grid():
     assert f"(with labels alone that keeps {mean['labels-only']} %)" in pages["README.md"]
     assert f"bottleneck's values, keeps {mean['retrained-head']} %: " in pages["README.md"]
     for name in names[:-1]:
-        shares = mean_and_spread(kept[name] / 100), mean_and_spread(kept_above(runs, name))
+        shares = percent(kept[name] / 100), percent(kept_above(runs, name))
         assert re.search(rf"{shares[0]} %[^(]*\({shares[1]} %", pages["data/results/README.md"]), name
     ahead = (kept["retrained-head"] - kept["bottleneck"]) / 100
-    assert f"by seed it is ahead by {mean_and_spread(ahead)} points" in pages["data/results/README.md"]
+    assert f"by seed it is ahead by {percent(ahead)} points" in pages["data/results/README.md"]
     scores = 100 * runs.pivot_table("score", "task", "system")
     (text,) = re.findall(r"the head is ahead of the bottleneck by ([^;]*);", pages["data/results/README.md"])
     for task, gap in (scores["retrained-head"] - scores["bottleneck"]).items():
         before, after = text.split("behind")
         assert re.search(rf"{abs(gap):.1f}( points)? on {NAMES[task]}", before if gap > 0 else after), task
+    four = [f"{100 * kept(runs, 'deeper')[0]:.1f} %" for kept in (kept_share, kept_above)]
+    assert f"keeps {four[0]} of the teacher's score ({four[1]} above" in pages["data/results/README.md"]
+    assert f"A student of four layers keeps {four[0]} ({four[1]} above" in pages["README.md"]
+    for task, pair in (
+        100 * runs[runs["seed"] == 0].pivot(index="task", columns="system", values="score")
+    ).iterrows():
+        assert (
+            f"{pair['deeper']:.1f} against {pair['distilbert']:.1f} on {NAMES[task]}"
+            in pages["data/results/README.md"]
+        )
     for name in ("bottleneck", "distilbert"):
         by_seed = ", ".join(f"{share:.1f}" for share in kept[name][:-1]) + f" and {kept[name].iloc[-1]:.1f} %"
         assert by_seed in pages["data/results/README.md"]
