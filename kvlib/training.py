@@ -61,6 +61,8 @@ class FineTuningTrainer(Trainer):
     do they fill theirs up with rows from the epoch's start.
     """
 
+    # the loss is a mean over the batch, whatever a model's forward takes: accumulated gradients are averaged
+    loss_is_scaled_for_ga = False
     # what the model is called with, where a batch has it
     _inputs = (*MODEL_INPUTS, "key_indices", "labels")
     _output_hidden_states: bool | None = None

@@ -185,8 +185,10 @@ def test_a_teacher_no_better_than_the_majority_is_refused(recipe, tmp_path, monk
     (line,) = capsys.readouterr().err.splitlines()
     assert "a student would learn noise" in line
     # read from disk, it is refused again
-    with pytest.raises(WeakTeacherError, match=r"is 0\.\d+, the majority class's 0\."):
-        Experiment("sst2", source, profile, runs=tmp_path / "runs").model("teacher")
+    experiment = Experiment("sst2", source, profile, runs=tmp_path / "runs")
+    for _ in range(2):
+        with pytest.raises(WeakTeacherError, match=r"is 0\.\d+, the majority class's 0\."):
+            experiment.model("teacher")
     # no student, with or without a teacher, was begun
     assert {path.name.split("-")[1] for path in (tmp_path / "runs").iterdir()} == {"teacher"}
 
@@ -298,7 +300,21 @@ def test_a_model_is_the_same_while_it_is_held_and_no_longer_in_memory(everything
     del aligned
     gc.collect()
     assert reference() is None
-    assert fingerprint(experiment.model("aligned")) == before
+    aligned = experiment.model("aligned")
+    assert fingerprint(aligned) == before
+
+
+def test_what_is_made_from_a_model_changed_in_place_has_another_name(everything, recipe):
+    experiment = recipe.experiment()
+    teacher = experiment.model("teacher")
+    before = experiment._made_from(STAGES["layers"])["parents"]
+    with torch.no_grad():
+        teacher.classifier.bias += 1
+    assert experiment._made_from(STAGES["layers"])["parents"] != before
+    del teacher
+    gc.collect()
+    # read again, it is what it was
+    assert experiment._made_from(STAGES["layers"])["parents"] == before
 
 
 @pytest.mark.parametrize("system", [*COMPARED, "retrained-head", "all"])

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -126,8 +126,12 @@ class Experiment:
         self.train_split, self._held_out_split = hold_out(self.data["train"], seed=seed)
         self.records: dict[str, dict[str, Any]] = {}
         self.histories: dict[str, pd.DataFrame] = {}
-        # kept while someone holds them: all systems at once would fill a GPU
-        self._models: WeakValueDictionary[str, PreTrainedModel] = WeakValueDictionary()
+        # kept while someone holds them, for a grid of all systems would keep a dozen; but processes that read a
+        # stage together must all have it or none, whenever their garbage is collected
+        self._models: MutableMapping[str, PreTrainedModel] = (
+            WeakValueDictionary() if process_state().num_processes == 1 else {}
+        )
+        # of the stages as they were read
         self._fingerprints: dict[str, str] = {}
         self._predictions: dict[tuple[str, str], np.ndarray] = {}
 
@@ -153,7 +157,8 @@ class Experiment:
     def model(self, name: str) -> PreTrainedModel:
         """Return the trained model of one of `STAGES`, on `kvlib.machine.device`.
 
-        It is the same one as long as somebody holds it, and then read again from disk.
+        The same object is returned while anyone holds it; after that it is read again from disk, without changes
+        made in place. Several processes keep all models.
 
         Raises
         ------
@@ -171,9 +176,11 @@ class Experiment:
         return model
 
     def _fingerprint_of(self, name: str) -> str:
-        if name not in self._fingerprints:
-            self.model(name)
-        return self._fingerprints[name]
+        held = self._models.get(name)
+        if held is None and name not in self._fingerprints:
+            held = self.model(name)
+        # a model in somebody's hands may have been changed in place
+        return self._fingerprints[name] if held is None else fingerprint(held)
 
     @cached_property
     def teacher_logits(self) -> Tensor:

@@ -148,6 +148,8 @@ def profile_stage_3(task: str, source: Path, share: float) -> None:
     took = {
         key: sum(found[one][3] for one in found if one[0].endswith(key[0]) and one[2] == key[1]) for key in PARTS
     }
+    if missing := [part for key, part in PARTS.items() if not took[key]]:
+        raise LookupError(f"no function was found for {', '.join(missing)}: transformers may have renamed it")
     (whole,) = (found[one][3] for one in found if one[2] == "_run_epoch")
     for key, part in PARTS.items():
         print(f"- {part}: {took[key] / whole:.0%}")
