@@ -142,7 +142,16 @@ def logits_kept_table():
 
 
 def keys_table():
-    runs = [run for run in json.loads(LOGITS.read_text())["runs"] if run.get("keys")]
+    return agreement_of_keys(GLUE)
+
+
+def logits_keys_table():
+    return agreement_of_keys(LOGITS)
+
+
+def agreement_of_keys(path):
+    """How often a student fires its teacher's keys, with its own or with the teacher's, and how far they lie."""
+    runs = [run for run in json.loads(path.read_text())["runs"] if run.get("keys")]
     frame = pd.DataFrame([{"task": run["task"], "system": run["system"], **run["keys"]} for run in runs])
     means = 100 * frame.groupby(["system", "task"])[["agreement", "quantization_error"]].mean()
     rows = ["| keys | task | index agreement, % | quantisation error, % of the variance |", "|---|---|---|---|"]
@@ -313,6 +322,7 @@ def sizes_table():
         ("data/results/README.md", logits_table),
         ("data/results/README.md", logits_kept_table),
         ("data/results/README.md", keys_table),
+        ("data/results/README.md", logits_keys_table),
         ("data/results/README.md", choices_table),
         ("data/results/README.md", passes_table),
         ("data/results/README.md", axes_table),
@@ -333,7 +343,8 @@ def test_tables_are_those_of_the_results(page, table):
     assert table() in (ROOT / page).read_text(encoding="utf-8")
 
 
-FEWER_SEEDS = {"logits-only": 4, "deeper": 1}
+# of the systems behind a teacher with bottleneck, too
+FEWER_SEEDS = {"logits-only": 4} | dict.fromkeys(("deeper", "teacher-bottleneck", "new-keys", "carried-keys"), 1)
 
 
 @pytest.mark.parametrize(
@@ -382,6 +393,9 @@ def test_sentences_quote_the_grid():
         assert re.search(rf"{abs(gap):.1f}( points)? on [^.]*{NAMES[task]}", before if gap > 0 else after), task
     four = [f"{100 * kept(runs, 'deeper')[0]:.1f} %" for kept in (kept_share, kept_above)]
     assert f"keeps {four[0]} of the teacher's score ({four[1]} above" in pages["data/results/README.md"]
+    for name in ("new-keys", "carried-keys"):
+        one = [f"{100 * kept(runs, name)[0]:.1f} %" for kept in (kept_share, kept_above)]
+        assert re.search(rf"\*\*Carried keys.*{one[0]}[^(]*\({one[1]}", pages["data/results/README.md"]), name
     three = f"{100 * kept_share(runs, 'distilbert')[0]:.1f} %"
     assert f"tried with one seed, keeps {four[0]} where three layers keep {three}" in pages["README.md"]
     for task, pair in (
