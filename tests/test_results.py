@@ -415,6 +415,25 @@ def test_sentences_quote_the_grid():
     ) in pages["notebooks/05_training.ipynb"]
 
 
+def test_sentences_quote_what_was_chosen_and_tried():
+    results = ROOT / "data" / "results"
+    page = " ".join((results / "README.md").read_text(encoding="utf-8").split())
+    heads = pd.read_json(results / "head_choices.jsonl", lines=True)
+    rates = 100 * heads.groupby("learning_rate")["held_out"].mean()
+    assert heads.groupby("learning_rate").size().unique() == [6] and rates.idxmax() == rates.index.max() == 1e-2
+    beside = [rates[1e-2] - rates[rate] for rate in (1e-4, 3e-3)]
+    assert f"{beside[0]:.1f} points above 1e-4, {beside[1]:.1f} above 3e-3" in page
+    passes = pd.read_json(results / "distillation_passes.jsonl", lines=True)
+    by_trial = passes.set_index(["task", "trial"])
+    scores = by_trial["student"].rename(lambda trial: trial.split()[0], level=1)
+    gain = 100 * (scores["cola", "10"] - scores["cola", "5"])
+    assert f"ten passes score {gain:.1f} points above five" in page
+    behind = by_trial.loc["qnli"].eval("rows * (teacher - student)").round()
+    assert set(behind.drop("logits and labels, 3 epochs")) == {3} and "three of 220 rows behind" in page
+    (seconds,) = passes.query("task == 'cola' and trial.str.startswith('10')")["layers_seconds"]
+    assert f"Ten passes took {seconds / 60:.0f} minutes of one core there" in page
+
+
 def test_no_choice_of_a_bottleneck_stands_out():
     runs, beside = axes()
     others = beside.drop("profile")
