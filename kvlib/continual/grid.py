@@ -168,7 +168,7 @@ def suppression_summary(path: str | Path) -> pd.DataFrame:
         frame = pd.DataFrame([one["ways"][way] for one in found])
         frame[["forgotten", "others"]] *= 100
         rows[way] = [
-            *(mean_and_spread(frame[name].mean(), frame[name].std(), 1) for name in ("forgotten", "others")),
+            *(mean_and_spread(frame[name].mean(), frame[name].std()) for name in ("forgotten", "others")),
             f"{frame['pairs'].mean():,.0f}",
             f"{frame['seconds'].mean():.2f}",
         ]
